@@ -1,0 +1,275 @@
+"""The contract of an algorithm: DomainBed's, made whole.
+
+A subclass writes `losses`; whatever else it can do it says by having the method (`Predictor`, `Reconstructor`, …), and
+whoever needs a capability asks for it with `isinstance(algorithm, Reconstructor)`. The base class has none of them.
+Device, precision and the optimiser's step belong to the engine, which is injected; without one, `update` does the three
+lines itself, so that a test or a notebook needs nothing else.
+"""
+
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from domainbed import hparams
+from domainbed.errors import UserError
+from domainbed.hparams import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from domainbed.networks import pretrained
+from domainbed.networks.encoders import TimmEncoder
+
+#: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,) or masks (B, H, W).
+Minibatch = tuple[Tensor, Tensor]
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Gives class logits (B, K) for images (B, C, H, W)."""
+
+    def predict(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Gives a code (B, D) for images (B, C, H, W), without noise."""
+
+    def encode(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """Gives mean and logvar, (B, D) each, of q(z|x)."""
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Gives images (B, C, H, W) in [0, 1] for codes (B, D)."""
+
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Reconstructor(Protocol):
+    """Gives the reconstruction (B, C, H, W) in [0, 1] of images, without noise."""
+
+    def reconstruct(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Draws n images (n, C, H, W) in [0, 1] from the model."""
+
+    def sample(self, n: int) -> Tensor: ...
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """Gives logits (B, K, H, W) of a mask."""
+
+    def segment(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class ExplainsWeights(Protocol):
+    """Says what its loss weights mean, for a run of `steps` steps of `batch_size` images."""
+
+    def explain_weights(self, steps: int, batch_size: int) -> Any: ...
+
+
+@runtime_checkable
+class SeesClassCounts(Protocol):
+    """Wants the number of training images per class, (K,), once before the first step."""
+
+    def set_class_counts(self, counts: Tensor) -> None: ...
+
+
+class Algorithm(nn.Module):
+    """What is trained. Subclasses write `losses`, and the capabilities that they have.
+
+    Args:
+        input_shape: (C, H, W) of the images.
+        num_classes: K; 0 where the images have no labels.
+        num_domains: number of training environments, the length of `minibatches`.
+        hparams: an instance of the class's `HParams`, or a mapping of its keys.
+
+    Attributes:
+        step: () int64 buffer, the number of optimiser steps taken. Saved with the weights.
+    """
+
+    class HParams(hparams.HParams):
+        """Options of every algorithm."""
+
+        batch_size: PositiveInt = Field(22, description="images per training environment in one step")
+        class_balanced: bool = Field(False, description="draw training images so that each class is equally frequent")
+        lr: PositiveFloat = Field(1e-4, description="learning rate")
+        optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="adam, adamw, or sgd with momentum 0.9")
+        weight_decay: NonNegativeFloat = Field(0.0, description="weight decay of the optimiser")
+
+    name: ClassVar[str] = ""
+    #: Whether training needs class labels.
+    needs_labels: ClassVar[bool] = False
+
+    step: Tensor
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
+        super().__init__()
+        self.input_shape, self.num_classes, self.num_domains = tuple(input_shape), num_classes, num_domains
+        self.hparams = hparams if isinstance(hparams, self.HParams) else self.HParams(**hparams)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.engine: Any = None
+        self._optimizers: dict[str, Optimizer] | None = None
+        if self.needs_labels and num_classes < 2:
+            raise UserError(
+                f"{type(self).__name__} learns from labels, but these images have "
+                f"{'one class only' if num_classes else 'no labels'}. Choose an algorithm that needs none, such as "
+                "--algorithm AE, or give images of at least two classes"
+            )
+
+    @property
+    def batch_coupled(self) -> bool:
+        """Whether a term of the loss is no mean over samples, so that a weight's meaning changes with the batch."""
+        return False
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user must know about how this algorithm began, for the log and the summary."""
+        return []
+
+    def losses(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the terms of the loss, () tensors each. "loss" is minimised; every key is logged.
+
+        An algorithm with several optimisers returns "loss/<optimizer>" for each of them beside "loss".
+        """
+        raise NotImplementedError
+
+    def forward(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """`losses`, so that whatever wraps a module's forward (autocast, DDP, compilation) sees it."""
+        return self.losses(minibatches, unlabeled)
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Return new optimisers by name. One, "main", over all parameters that need a gradient."""
+        return {"main": self.make_optimizer(p for p in self.parameters() if p.requires_grad)}
+
+    def make_optimizer(self, parameters: Any) -> Optimizer:
+        """Return the optimiser that `hparams.optimizer` names, over some parameters."""
+        options = {"lr": self.hparams.lr, "weight_decay": self.hparams.weight_decay}
+        if self.hparams.optimizer == "sgd":
+            return SGD(parameters, momentum=0.9, **options)
+        return {"adam": Adam, "adamw": AdamW}[self.hparams.optimizer](parameters, **options)
+
+    def after_step(self) -> None:
+        """Hook for what moves without a gradient (codebooks, averages): once after each optimiser step."""
+
+    def update(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """Take one optimiser step and return the detached terms of its loss, () tensors each."""
+        if self.engine is not None:
+            return self.engine.step(minibatches, unlabeled)
+        if self._optimizers is None:
+            self._optimizers = self.optimizers()
+        losses = self(minibatches, unlabeled)
+        step_optimizers(losses, self._optimizers, torch.Tensor.backward)
+        self.finish_step()
+        return {key: value.detach() for key, value in losses.items()}
+
+    def finish_step(self) -> None:
+        """Advance the step, then call `after_step`. Called by whoever moved the optimisers."""
+        self.step += 1
+        self.after_step()
+
+
+def step_optimizers(losses: dict[str, Tensor], optimizers: dict[str, Optimizer], backward: Any) -> None:
+    """Take one step of each optimiser, each moving only its own parameters.
+
+    One optimiser minimises "loss"; several minimise "loss/<name>" each. All gradients are taken before the first
+    parameter moves, because a graph can't be walked again once its weights have changed.
+    """
+    parameters = {name: [p for g in optimizer.param_groups for p in g["params"]] for name, optimizer in optimizers.items()}
+    gradients = {}
+    for name in optimizers:
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        loss = losses["loss"] if len(optimizers) == 1 else losses[f"loss/{name}"]
+        backward(loss, retain_graph=name != list(optimizers)[-1])
+        gradients[name] = [p.grad for p in parameters[name]]
+    for name, optimizer in optimizers.items():
+        for parameter, gradient in zip(parameters[name], gradients[name], strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+
+def concatenate(minibatches: list[Minibatch]) -> Minibatch:
+    """Join the minibatches of all environments: (B, C, H, W) and (B,)."""
+    return torch.cat([x for x, _ in minibatches]), torch.cat([y for _, y in minibatches])
+
+
+class LabelHParams(Algorithm.HParams):
+    """Options of algorithms that learn from class labels."""
+
+    class_weights: Literal["none", "balanced"] | list[NonNegativeFloat] = Field(
+        "none",
+        description="weights of the classes in the label loss: none, balanced (N / (K N_k)), or a list of K numbers",
+    )
+
+
+class EncoderHParams(Algorithm.HParams):
+    """Options of algorithms with a timm backbone as encoder."""
+
+    model: str = Field("resnet50", description="name of a timm model, the encoder's backbone")
+    pretrained: str = Field("auto", description="auto, true, false, or a .safetensors or .pth file")
+    freeze_bn: bool = Field(False, description="keep the encoder's BatchNorm as pretrained; needs pretrained weights")
+
+    def model_post_init(self, context: Any) -> None:
+        if self.freeze_bn and self.pretrained == "false":
+            raise ValueError(FREEZE_BN_WITHOUT_WEIGHTS)
+
+
+FREEZE_BN_WITHOUT_WEIGHTS = (
+    "freeze_bn = true would freeze the statistics of random weights. Give pretrained=<file>, or freeze_bn=false"
+)
+
+
+def build_encoder(hparams: EncoderHParams, in_channels: int) -> tuple[TimmEncoder, pretrained.Weights]:
+    """Return the encoder that the hyper-parameters ask for, and where its weights come from."""
+    weights = pretrained.locate(hparams.model, hparams.pretrained)
+    encoder = TimmEncoder(hparams.model, in_channels)
+    if weights.source != "false":
+        pretrained.load_weights(encoder.backbone, hparams.model, pretrained.Path(weights.source).expanduser())
+    if hparams.freeze_bn:
+        if weights.source == "false" and hparams.pretrained != "false":
+            raise UserError(f"{weights.message}. {FREEZE_BN_WITHOUT_WEIGHTS}")
+        encoder.freeze_batch_norm()
+    return encoder, weights
+
+
+class LabelLoss(nn.Module):
+    """Cross-entropy over K classes with optional class weights, per sample.
+
+    Args:
+        num_classes: K.
+        class_weights: "none", "balanced", or K numbers.
+
+    Raises:
+        UserError: a list of another length than K.
+    """
+
+    weights: Tensor
+
+    def __init__(self, num_classes: int, class_weights: str | list[float]) -> None:
+        super().__init__()
+        self.balanced = class_weights == "balanced"
+        values = [1.0] * num_classes if isinstance(class_weights, str) else class_weights
+        if len(values) != num_classes:
+            raise UserError(f"class_weights has {len(values)} numbers, but there are {num_classes} classes")
+        self.register_buffer("weights", torch.tensor(values))
+
+    def set_class_counts(self, counts: Tensor) -> None:
+        """Weigh classes by N / (K N_k) if "balanced" was asked for; a class without images gets weight 0."""
+        if self.balanced:
+            weights = counts.sum() / (len(counts) * counts.clamp(min=1))
+            self.weights.copy_(torch.where(counts > 0, weights, 0.0))
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return (B,) nats for logits (B, K) and class indices (B,)."""
+        return nn.functional.cross_entropy(logits.float(), y, reduction="none") * self.weights[y]

@@ -1,0 +1,183 @@
+"""Variational autoencoder whose latent code also predicts the label, for domain generalisation.
+
+Chokuwa & Khan 2023, "Generalizing Across Domains in Diabetic Retinopathy via Variational Autoencoders"
+(arXiv 2309.11301). A backbone encodes an image of any camera, a decoder reconstructs it, a linear head reads the grade
+from the same code; the images of all training environments are one batch.
+
+    loss = recon_loss + loss_multiplier_kl * a(step) * KLD_loss + loss_multiplier_y * y_loss
+
+    recon_loss = BCE(decoder(z), x), z ~ q(z|x) = N(mean(x), exp(logvar(x)))
+    KLD_loss   = KL(q(z|x) || N(0, I))
+    y_loss     = class_weights[y] * -log softmax(head(z))[y]
+    a          = annealing from kl_anneal_start to kl_anneal_end, once or in cycles; 1 in evaluation
+
+`recon_reduction: mean` takes recon_loss as the mean over pixels and KLD_loss as the mean over latent dimensions, `sum`
+as the sums; every run prints what its weights mean beside sums in nats. `recon_nats` and `KLD_nats` are logged as sums
+either way. `paper_compat: true` is the published code: its 39-pixel decoder, its weights, and its loss, which sums
+reconstruction and label loss over the batch but averages the KL over batch and dimensions, so that the weight of the
+KL changes with the batch size. The target stays in [0, 1] there too (the published code feeds normalised images to the
+cross-entropy, which today's torch refuses).
+
+It does not align environments: nothing in the loss knows which camera an image comes from.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from domainbed.algorithms.base import Algorithm, EncoderHParams, LabelHParams, LabelLoss, build_encoder, concatenate
+from domainbed.hparams import Field, NonNegativeFloat, PositiveInt, StepCount
+from domainbed.networks.decoders import ConvDecoder, PublishedVAEDGDecoder
+from domainbed.objectives import gaussian, schedules, weights
+from domainbed.objectives.likelihoods import bernoulli_nll
+from domainbed.registry import ALGORITHMS
+
+HIDDEN = 1024  # width of both fully connected layers, in the paper and its code
+
+
+@ALGORITHMS.register("VAE_DG")
+class VAE_DG(Algorithm):  # noqa: N801  (the field's name for it)
+    """VAE with a timm encoder whose latent code also predicts the label (Chokuwa & Khan 2023)."""
+
+    class HParams(EncoderHParams, LabelHParams):
+        """Options of VAE_DG."""
+
+        latent_dim: PositiveInt = Field(256, description="size M of z")
+        recon_reduction: Literal["mean", "sum"] = Field(
+            "mean", description="mean or sum, over pixels for the reconstruction and over dimensions for the KL"
+        )
+        loss_multiplier_kl: NonNegativeFloat = Field(1e-4, description="weight of the KL term; see the run's first lines")
+        loss_multiplier_y: NonNegativeFloat = Field(0.1, description="weight of the label loss")
+        kl_anneal_start: StepCount = Field(0, description="step at which the KL weight leaves 0")
+        kl_anneal_end: StepCount = Field(5000, description="step at which the KL weight is full")
+        kl_anneal_cyclical: bool = Field(False, description="repeat the annealing every kl_anneal_cycle_length steps")
+        kl_anneal_cycle_length: PositiveInt = Field(10_000, description="length of a cycle of the annealing, in steps")
+        decoder: Literal["full", "published"] = Field(
+            "full", description="full: up to the image's resolution; published: 39 pixels, stretched"
+        )
+        paper_compat: bool = Field(False, description="loss, weights, decoder and steps of the published code")
+
+        presets = {
+            "paper_compat": {
+                "decoder": "published",
+                "recon_reduction": "sum",
+                "loss_multiplier_kl": 50_000.0,
+                "loss_multiplier_y": 50_000.0,
+                "kl_anneal_end": 0,
+                "steps": 15_000,
+            }
+        }
+
+        def model_post_init(self, context: Any) -> None:
+            super().model_post_init(context)
+            if self.kl_anneal_start > self.kl_anneal_end:
+                raise ValueError(
+                    f"kl_anneal_start = {self.kl_anneal_start} lies behind kl_anneal_end = {self.kl_anneal_end}"
+                )
+            if self.kl_anneal_cyclical and self.kl_anneal_end > self.kl_anneal_cycle_length:
+                raise ValueError(
+                    f"kl_anneal_end = {self.kl_anneal_end} lies behind the end of a cycle "
+                    f"(kl_anneal_cycle_length = {self.kl_anneal_cycle_length}), so the KL would never get its full "
+                    "weight. Lower kl_anneal_end or lengthen the cycle"
+                )
+            if self.paper_compat and self.recon_reduction != "sum":
+                raise ValueError("paper_compat = true sums over the batch. Leave recon_reduction out, or paper_compat")
+
+    needs_labels = True
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        latent_dim = self.hparams.latent_dim
+        self.encoder, self.encoder_weights = build_encoder(self.hparams, input_shape[0])
+        self.to_posterior = nn.Sequential(
+            nn.Linear(self.encoder.num_features, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(),
+            nn.Linear(HIDDEN, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(),
+            nn.Linear(HIDDEN, 2 * latent_dim),
+        )  # fmt: skip
+        if self.hparams.decoder == "published":
+            self.decoder: nn.Module = PublishedVAEDGDecoder(latent_dim, input_shape, HIDDEN)
+        else:
+            self.decoder = ConvDecoder(latent_dim, input_shape, (HIDDEN, HIDDEN))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(latent_dim, num_classes))
+        self.label_loss = LabelLoss(num_classes, self.hparams.class_weights)
+
+    @property
+    def batch_coupled(self) -> bool:
+        return self.hparams.paper_compat
+
+    @property
+    def notes(self) -> list[str]:
+        return [self.encoder_weights.message] if self.encoder_weights.warning else []
+
+    def set_class_counts(self, counts: Tensor) -> None:
+        self.label_loss.set_class_counts(counts)
+
+    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+        x, y = concatenate(minibatches)  # (B, C, H, W) in [0, 1], (B,)
+        mean, logvar = self.posterior(x)  # (B, M) each
+        z = gaussian.sample(mean, logvar)  # (B, M)
+        recon_nats = bernoulli_nll(self.decoder(z), x)  # (B,)
+        kl_nats = gaussian.kl_to_standard_normal(mean, logvar).sum(1)  # (B,)
+        label = self.label_loss(self.head(z), y)  # (B,)
+        annealing = self.annealing()
+        if self.hparams.paper_compat:
+            recon, label_term, kl = recon_nats.sum(), label.sum(), kl_nats.mean() / mean.shape[1]
+        elif self.hparams.recon_reduction == "mean":
+            recon, label_term, kl = recon_nats.mean() / x[0].numel(), label.mean(), kl_nats.mean() / mean.shape[1]
+        else:
+            recon, label_term, kl = recon_nats.mean(), label.mean(), kl_nats.mean()
+        kl_weighted = self.hparams.loss_multiplier_kl * annealing * kl
+        return {
+            "loss": recon + kl_weighted + self.hparams.loss_multiplier_y * label_term,
+            "recon_loss": recon,
+            "KLD_loss": kl,
+            "KLD_weighted": kl_weighted,
+            "y_loss": label_term,
+            "kl_anneal_weight": annealing,
+            "recon_nats": recon_nats.mean(),
+            "KLD_nats": kl_nats.mean(),
+        }
+
+    def annealing(self) -> Tensor:
+        """Return the annealing weight, a () tensor: of the current step in training, 1 in evaluation."""
+        return self.annealing_at(self.step) if self.training else torch.ones_like(self.step, dtype=torch.float32)
+
+    def annealing_at(self, step: Tensor) -> Tensor:
+        """Return the annealing weights of steps, a tensor of the same shape."""
+        h = self.hparams
+        if h.kl_anneal_cyclical:
+            return schedules.cyclical(step, h.kl_anneal_start, h.kl_anneal_end, h.kl_anneal_cycle_length)
+        return schedules.linear(step, h.kl_anneal_start, h.kl_anneal_end)
+
+    def explain_weights(self, steps: int, batch_size: int) -> weights.WeightMeaning:
+        schedule = self.annealing_at(torch.arange(steps))
+        return weights.describe(
+            "batch_sum" if self.hparams.paper_compat else self.hparams.recon_reduction,
+            num_values=self.input_shape[0] * self.input_shape[1] * self.input_shape[2],
+            num_latents=self.hparams.latent_dim,
+            kl_weight=self.hparams.loss_multiplier_kl,
+            label_weight=self.hparams.loss_multiplier_y,
+            batch_size=batch_size,
+            annealing_mean=schedules.mean_over(schedule),
+            annealing_reached=schedule[-1].item() if steps else 0.0,
+        )
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.to_posterior(self.encoder(x)).float().chunk(2, dim=1)
+        return mean, logvar
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.posterior(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.decoder(z).float())
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self.head(self.encode(x))
+
+    def sample(self, n: int) -> Tensor:
+        return self.decode(torch.randn(n, self.hparams.latent_dim, device=self.step.device))

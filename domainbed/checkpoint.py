@@ -1,0 +1,304 @@
+"""Save and load everything that a run needs to go on, and give a finished run's algorithm back.
+
+    te_<target>/checkpoints/<init|last|best|oracle>/
+        model.safetensors    weights and buffers of the algorithm
+        state.pt             optimisers (of `last` only): tensors, numbers and text, loaded with weights_only=True
+        checkpoint.json      step, scores, shapes, class names: what is needed to build the algorithm again
+    te_<target>/model.safetensors    exported from `best`, its configuration in the file's metadata
+
+A checkpoint is written beside its place and swapped in by renaming, so that a kill at any moment leaves the old one or
+the new one, whole. Nothing that is loaded here executes code.
+"""
+
+import errno
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from domainbed.algorithms.base import Algorithm
+from domainbed.errors import UserError
+from domainbed.registry import ALGORITHMS, add_plugin
+
+FORMAT = 1
+CHECKPOINTS = ("best", "last", "oracle", "init")
+
+
+@contextmanager
+def explain_os_errors(what: str) -> Iterator[None]:
+    """Turn a full disk or an unwritable folder into a `UserError` that says what it means for the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "The disk is full. Free some space, then go on with --resume"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "The folder can't be written. Change its permissions or --results_dir"
+        else:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"{what} failed: {error.strerror}{place}. {advice}; what was saved before is untouched") from None
+
+
+def save(folder: Path, algorithm: Algorithm, meta: dict[str, Any], state: dict[str, Any] | None = None) -> None:
+    """Write a checkpoint so that a kill at any moment leaves the old one or the new one.
+
+    Args:
+        folder: `…/checkpoints/<name>`, replaced as a whole.
+        algorithm: the unwrapped algorithm.
+        meta: what goes into checkpoint.json.
+        state: what goes into state.pt: tensors, numbers, text, lists and mappings only.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written; the older checkpoint is untouched.
+    """
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    with explain_os_errors(f"saving the checkpoint {folder}"):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            recover(folder)
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            # through bytes: writing a file then fails as an OSError, whatever the format's own writer would raise
+            (new / "model.safetensors").write_bytes(serialize(_tensors(algorithm)))
+            if state is not None:
+                buffer = io.BytesIO()
+                torch.save(state, buffer)
+                (new / "state.pt").write_bytes(buffer.getbuffer())
+            (new / "checkpoint.json").write_text(json.dumps({"format": FORMAT, **meta}, indent=1) + "\n")
+            for path in new.iterdir():
+                _sync(path)
+            if folder.exists():
+                os.rename(folder, old)
+            os.rename(new, folder)
+            _sync(folder.parent)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            recover(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Finish what a kill between the two renames of `save` left undone."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, folder)
+
+
+def exists(folder: Path) -> bool:
+    """Whether there is a whole checkpoint at `folder`."""
+    return (folder / "checkpoint.json").is_file() or (folder.with_name(f".{folder.name}.old") / "checkpoint.json").is_file()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return the content of checkpoint.json.
+
+    Raises:
+        UserError: there is no checkpoint, or it is broken or of another format.
+    """
+    if not (folder / "checkpoint.json").is_file():
+        folder = folder.with_name(f".{folder.name}.old")  # a kill between two renames; reading changes nothing on disk
+    try:
+        meta = json.loads((folder / "checkpoint.json").read_text())
+        version = meta["format"]
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint in {folder.parent}/{folder.name.strip('.').removesuffix('.old')}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/checkpoint.json is broken ({error}). Delete that checkpoint and use another") from None
+    if version != FORMAT:
+        raise UserError(f"{folder} is of checkpoint format {version}, but this version reads format {FORMAT}")
+    return {**meta, "folder": str(folder)}
+
+
+def load_weights(folder: Path, algorithm: Algorithm) -> dict[str, Any]:
+    """Load the weights of a checkpoint into an algorithm; return its checkpoint.json.
+
+    Raises:
+        UserError: the checkpoint is missing, broken, truncated, or belongs to another algorithm.
+    """
+    meta = read_meta(folder)
+    _load_tensors(Path(meta["folder"]) / "model.safetensors", algorithm)
+    return meta
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Return the content of state.pt, without executing code from it.
+
+    Raises:
+        UserError: the file is missing, broken, or holds more than data.
+    """
+    path = Path(read_meta(folder)["folder"]) / "state.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, so the run can't go on from {folder}. Start it anew under another name") from None
+    except Exception as error:  # torch raises many kinds here; each means that the file is of no use
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"{path} can't be loaded as plain data ({type(error).__name__}: {reason}). It is broken or was not written "
+            f"by this program. Delete {folder} and start anew"
+        ) from None
+
+
+def export(path: Path, algorithm: Algorithm, config: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Write weights and configuration into one safetensors file, atomically.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written.
+    """
+    new = path.with_name(f".{path.name}.new")
+    with explain_os_errors(f"exporting {path}"):
+        metadata = {"config": json.dumps(config), "checkpoint": json.dumps(meta)}
+        new.write_bytes(serialize(_tensors(algorithm), metadata=metadata))
+        _sync(new)
+        os.replace(new, path)
+
+
+def load(
+    run_dir: str | Path, target: str | None = None, seed: int | None = None, checkpoint: str = "best"
+) -> Algorithm:
+    """Give the algorithm of a run back, on the CPU and in evaluation mode.
+
+    Args:
+        run_dir: `results/train_output/<dataset>/<name>`, or an exported `model.safetensors`.
+        target: the environment that was left out ("none" for a run without); needed where there are several.
+        seed: needed where the run has several.
+        checkpoint: "best", "last", "oracle" or "init".
+
+    Raises:
+        UserError: nothing fits, or more than one; the message names the choices.
+    """
+    run_dir = Path(run_dir).expanduser()
+    if run_dir.suffix == ".safetensors":
+        try:
+            with safe_open(run_dir, framework="pt") as file:
+                metadata = file.metadata() or {}
+            config, meta = json.loads(metadata["config"]), json.loads(metadata["checkpoint"])
+        except FileNotFoundError:
+            raise UserError(f"there is no file {run_dir}") from None
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{run_dir} is not a model exported by a run ({error})") from None
+        algorithm = build(config, meta)
+        _load_tensors(run_dir, algorithm)
+        return algorithm.eval()
+    config = read_config(run_dir)
+    folder = find_checkpoint(run_dir, target, seed, checkpoint)
+    algorithm = build(config, read_meta(folder))
+    load_weights(folder, algorithm)
+    return algorithm.eval()
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """Return the resolved configuration of a run.
+
+    Raises:
+        UserError: `run_dir` is not the folder of a run.
+    """
+    path = run_dir / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{run_dir} is not the folder of a run: it holds no config.yaml. Give results/train_output/<dataset>/<name>"
+        ) from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict) or not {"settings", "dataset", "algorithm"} <= config.keys():
+        raise UserError(f"{path} is not the configuration of a run. Give results/train_output/<dataset>/<name>")
+    return config
+
+
+def find_targets(run_dir: Path) -> dict[tuple[int | None, str], Path]:
+    """Return the folders te_<target> of a run by (seed, target); the seed is None where the run has a single one."""
+    found = {(None, path.name[3:]): path for path in sorted(run_dir.glob("te_*")) if path.is_dir()}
+    for folder in sorted(run_dir.glob("seed_*")):
+        if folder.name[5:].isdigit():
+            found |= {(int(folder.name[5:]), path.name[3:]): path for path in sorted(folder.glob("te_*"))}
+    return found
+
+
+def find_checkpoint(run_dir: Path, target: str | None, seed: int | None, checkpoint: str) -> Path:
+    """Return the folder of the one checkpoint that fits.
+
+    Raises:
+        UserError: none fits, or more than one; the message names the choices.
+    """
+    found = find_targets(run_dir)
+    fitting = {
+        key: path
+        for key, path in found.items()
+        if (target is None or key[1] == target) and (seed is None or key[0] == seed)
+    }
+    choices = ", ".join(
+        f"target={name!r}" + ("" if number is None else f" seed={number}") for number, name in (fitting or found)
+    )
+    if len(fitting) != 1:
+        what = "more than one model" if fitting else "no such model"
+        raise UserError(f"{run_dir} holds {what}. Choose one of: {choices or 'none, the run has saved nothing yet'}")
+    folder = next(iter(fitting.values())) / "checkpoints" / checkpoint
+    if not exists(folder):
+        there = [name for name in CHECKPOINTS if exists(folder.with_name(name))]
+        raise UserError(f"{folder.parent} holds no checkpoint {checkpoint!r}. There are: {', '.join(there) or 'none'}")
+    return folder
+
+
+def build(config: dict[str, Any], meta: dict[str, Any]) -> Algorithm:
+    """Construct the algorithm that a configuration and a checkpoint.json describe, with weights yet to be loaded."""
+    for path in config["settings"].get("plugin", []):
+        add_plugin(path)
+    cls = ALGORITHMS[config["settings"]["algorithm"]]
+    try:
+        hparams = cls.HParams(**config["algorithm"])
+        shape, num_classes, num_domains = meta["input_shape"], len(meta["classes"]), meta["num_domains"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the configuration does not fit {cls.__name__} of this version: {error}") from None
+    return construct(cls, tuple(shape), num_classes, num_domains, hparams)
+
+
+def construct(cls: Any, shape: Any, num_classes: int, num_domains: int, hparams: Any) -> Algorithm:
+    """Construct an algorithm whose weights will be loaded, without looking for pretrained ones."""
+    if "pretrained" in type(hparams).model_fields:
+        hparams = hparams.model_copy(update={"pretrained": "false"})
+    return cls(shape, num_classes, num_domains, hparams)
+
+
+def _tensors(algorithm: Algorithm) -> dict[str, Tensor]:
+    # clone: safetensors refuses tensors that share memory, as tied weights do
+    return {key: value.detach().cpu().contiguous().clone() for key, value in algorithm.state_dict().items()}
+
+
+def _load_tensors(path: Path, algorithm: Algorithm) -> None:
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing. Use another checkpoint") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is broken or truncated ({error}). Use another checkpoint") from None
+    try:
+        algorithm.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} belongs to another algorithm or configuration: {reason}") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,53 @@
+"""From argv to a run. Each command is a file with `main(argv)`; nothing here imports torch before it is needed.
+
+    python -m domainbed list [--json]
+    python -m domainbed evaluate <run> --data_dir <folder>
+    python -m domainbed train_all | train_subset <name> …      the same as train_all.py and train_subset.py
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+from domainbed.errors import UserError, did_you_mean
+
+COMMANDS = {
+    "list": "names of all algorithms and data sets",
+    "evaluate": "figures of a finished run on data that it never saw",
+    "train_all": "leave each environment out in turn",
+    "train_subset": "the same on a few images per environment, the first environment left out",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `python -m domainbed <command> …` and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python -m domainbed <command> [--help]\n\ncommands:")
+        print("\n".join(f"  {name:<13} {line}" for name, line in COMMANDS.items()))
+        return 0 if argv else 2
+
+    def run() -> int:
+        if argv[0] not in COMMANDS:
+            raise UserError(f"no command named {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}")
+        if argv[0].startswith("train_"):
+            return importlib.import_module("domainbed.cli.train").run(argv[0], argv[1:])
+        return importlib.import_module(f"domainbed.cli.{argv[0]}").main(argv[1:])
+
+    return guarded(run)
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run a command; a user's mistake is one message and status 2, an interrupt status 130, a bug its traceback."""
+    try:
+        return run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,296 @@
+"""Train: what `train_all.py` and `train_subset.py` call."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from domainbed.cli import guarded
+from domainbed.cli.configuration import (
+    SUBSET_SIZE, Arguments, Configuration, check_name, configure, option_help, read_arguments,
+)  # fmt: skip
+from domainbed.errors import UserError, did_you_mean
+from domainbed.settings import RunSettings
+
+USAGE = """\
+usage: python {script}.py NAME [FILE.yaml …] [key=value …] [--key value …]
+
+{what}
+
+  NAME                    results land in results/train_output/<dataset>/NAME
+  FILE.yaml               a configuration; later ones win, and config.yaml ranks below all
+  key=value, --key value  any setting below, of the algorithm, or of the data set; these win over every file
+
+examples:
+  python train_subset.py test_run --subset_size 500 --steps 2000 --data_dir DR2/ kl_anneal_end=600
+  python train_all.py full_training --data_dir DR2/ --steps 10000
+  python train_all.py full_training --resume
+  python train_all.py seeds --algorithm ERM --seeds 0 1 2 --test_envs 0 2
+"""
+WHAT = {
+    "train_all": "Leave out each environment of a data set in turn, train on the others, and judge on the one left out.",
+    "train_subset": f"The same as train_all on a few images per environment (--subset_size, default {SUBSET_SIZE}), "
+    "with the first\nenvironment left out unless --test_envs says otherwise.",
+}
+FOOTER = """
+keys of an algorithm or a data set, with their values: --algorithm NAME --dataset NAME --show
+names of all algorithms and data sets: python -m domainbed list
+"""
+
+
+def main(script: str, argv: list[str] | None = None) -> int:
+    """Run a script of the command line and return its exit status."""
+    return guarded(lambda: run(script, sys.argv[1:] if argv is None else argv))
+
+
+def run(script: str, argv: list[str]) -> int:
+    """Train as the command line says; return the exit status.
+
+    Raises:
+        UserError: a mistake in arguments, configuration or data.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(help_text(script))
+        return 0
+    arguments = read_arguments(argv)
+    if str(arguments.values.get("show", "false")).lower() == "true":
+        print("\n".join(configure(script, arguments).shown()))
+        return 0
+    name = check_name(arguments.name)
+    resume = str(arguments.values.get("resume", "false")).lower() == "true"
+    recorded = find_run(name, arguments) / "config.yaml" if resume else None
+    configuration = configure(script, arguments, recorded)
+    return train(script, name, argv, configuration)
+
+
+def help_text(script: str) -> str:
+    """Return the text of `--help`, settings by group."""
+    lines = [USAGE.format(script=script, what=WHAT[script])]
+    groups: dict[str, list[str]] = {}
+    for key, info in RunSettings.model_fields.items():
+        groups.setdefault(info.json_schema_extra["group"], []).append(key)  # type: ignore[index, call-overload, arg-type]
+    for group, keys in groups.items():
+        rows = option_help(RunSettings, keys)
+        lines.append(f"{group}:")
+        lines += [f"  {option:<38} {text}" for option, text in rows]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n" + FOOTER.rstrip()
+
+
+def find_run(name: str, arguments: Arguments) -> Path:
+    """Return the folder of the run that goes on, of whatever data set it is.
+
+    Raises:
+        UserError: there is none, or one for each of several data sets and none is named.
+    """
+    root = Path(arguments.values.get("results_dir", RunSettings.model_fields["results_dir"].default)) / "train_output"
+    dataset = arguments.values.get("dataset")
+    found = [
+        path.parent
+        for path in sorted(root.glob("*/*/config.yaml"))
+        if path.parent.name == name and dataset in (None, path.parent.parent.name)
+    ]
+    if len(found) > 1:
+        raise UserError(
+            f"several runs are named {name!r}: {', '.join(map(str, found))}. Name the data set with --dataset"
+        )
+    if not found:
+        names = [path.parent.name for path in root.glob("*/*/config.yaml")]
+        raise UserError(f"there is no run {name!r} in {root} to go on with{did_you_mean(name, names)}")
+    return found[0]
+
+
+def train(script: str, name: str, argv: list[str], configuration: Configuration) -> int:
+    """Prepare data, engine and folder, and train; return the exit status."""
+    settings = configuration.settings
+    folder = settings.results_dir / "train_output" / str(settings.dataset) / name
+    if (folder / "config.yaml").exists() and not settings.resume:
+        raise UserError(f"{folder} exists already. Go on with it by --resume, or choose another name")
+
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        said.append(text)
+
+    command = shlex.join(["python", f"{script}.py", *argv])
+    say(f"$ {command}")
+    for where, key in configuration.resolved.unused:
+        say(f"{where}: {key} is not a setting of this run and is not used")
+    dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
+    targets = choose_targets(script, settings, dataset.environments)
+
+    import torch  # noqa: F401  (from here on it is worth its second)
+
+    from domainbed.datasets.augment import Augment
+    from domainbed.datasets.prepare import prepare
+    from domainbed.engine import Engine
+    from domainbed.records import Records, RunFolder
+    from domainbed.trainer import Interrupted, Run, train_all_targets
+
+    engine = Engine(settings.device, settings.precision)
+    algorithm = configuration.algorithm
+    algorithm_needs(algorithm, dataset)
+    settings, hparams, notes = resolve_automatic(configuration, dataset, engine)
+    images = prepare(
+        dataset,
+        trial_seed=settings.trial_seed,
+        holdout_fraction=settings.holdout_fraction,
+        subset_size=settings.subset_size,
+        cache_dir=settings.cache_dir or default_cache_dir(),
+        num_workers=settings.num_workers or default_num_workers(),
+        skip_unreadable=settings.skip_unreadable,
+        strict=settings.strict,
+        report=say,
+    )
+    say(f"{settings.dataset}: {len(images.names)} images of {images.input_shape[1]} x {images.input_shape[2]} px")
+    for line in images.table():
+        say(line)
+    if not targets:
+        say("one environment: training without a target, judged on its held-out images")
+    say(f"{settings.algorithm} on {engine.describe()}; selected by {settings.select_by}")
+    for note in notes:
+        say(f"WARNING: {note}")
+    if images.unreadable:
+        notes.append(f"{len(images.unreadable)} unreadable images were left out (--skip_unreadable)")
+
+    run_folder = RunFolder(folder, settings.resume)
+    records = Records(folder)
+    records.log_file(said)
+    plain = configuration.plain()
+    if not settings.resume:
+        write_config(folder / "config.yaml", configuration.yaml(command))
+    earlier = [record["text"] for record in records.read() if record["kind"] == "note"]
+    for note in notes:
+        if note not in earlier:
+            records.write({"kind": "note", "text": note})
+    run_ = Run(
+        settings=settings,
+        algorithm=algorithm,
+        hparams=hparams,
+        augment=Augment(configuration.dataset_hparams.augment, configuration.dataset_hparams.image_size),
+        images=images,
+        targets=targets or [[]],
+        folder=folder,
+        config=plain,
+        command=command,
+        engine=engine,
+        records=records,
+        notes=[*earlier, *(note for note in notes if note not in earlier)],
+    )
+    try:
+        train_all_targets(run_)
+        return 0
+    except Interrupted:
+        return 130
+    except UserError as error:
+        records.log_file([f"error: {error}"])
+        raise
+    finally:
+        records.close()
+        run_folder.close()
+
+
+def algorithm_needs(algorithm: Any, dataset: Any) -> None:
+    """Raise `UserError` before any work where the labels are not what the algorithm learns from."""
+    occurring = len({sample.label for sample in dataset.samples})
+    if algorithm.needs_labels and (dataset.num_classes < 2 or occurring < 2):
+        what = "no labels" if not dataset.num_classes else "images of one class only"
+        raise UserError(
+            f"{algorithm.name} learns from labels, but {dataset.name} has {what} there. Choose an algorithm that needs "
+            "none, such as --algorithm AE, or give images of at least two classes"
+        )
+
+
+def resolve_automatic(configuration: Configuration, dataset: Any, engine: Any) -> tuple[RunSettings, Any, list[str]]:
+    """Replace every `auto` by what it is on this machine; return settings, hyper-parameters and notes for the summary."""
+    from pydantic import ValidationError
+
+    from domainbed import model_selection
+    from domainbed.networks import pretrained
+
+    settings, hparams, notes = configuration.settings, configuration.algorithm_hparams, []
+    selected = model_selection.resolve(
+        settings.select_by,
+        hasattr(configuration.algorithm, "predict"),
+        dataset.num_classes,
+        dataset.ordinal,
+        hasattr(configuration.algorithm, "reconstruct"),
+    )
+    changed: dict[str, Any] = {
+        "select_by": selected,
+        "device": engine.device.type,
+        "precision": engine.precision,
+        "data_dir": settings.data_dir and settings.data_dir.expanduser().resolve(),
+    }
+    settings = settings.model_copy(update=changed)
+    if "pretrained" in type(hparams).model_fields:
+        weights = pretrained.locate(hparams.model, hparams.pretrained)
+        if weights.warning:
+            notes.append(weights.message)
+        try:
+            hparams = type(hparams)(**(hparams.model_dump() | {"pretrained": weights.source}))
+        except ValidationError as error:
+            reasons = [str(one["msg"]).removeprefix("Value error, ") for one in error.errors()]
+            raise UserError("; ".join([*(notes or []), *reasons])) from None
+    for key, value in settings.model_dump().items():
+        if value != getattr(configuration.settings, key):
+            configuration.resolved.sources[key] = f"automatic, {configuration.resolved.sources.get(key, 'default')}"
+    configuration.settings, configuration.algorithm_hparams = settings, hparams
+    return settings, hparams, notes
+
+
+def choose_targets(script: str, settings: RunSettings, environments: list[str]) -> list[list[int]]:
+    """Return the environments to leave out, one list for each training; [] where there is one environment only.
+
+    Raises:
+        UserError: an unknown environment, one named twice, or none left to train on.
+    """
+    if not settings.test_envs:
+        if len(environments) == 1:
+            return []
+        return [[0]] if script == "train_subset" else [[index] for index in range(len(environments))]
+    chosen = [[find_environment(one, environments) for one in text.split(",") if one] for text in settings.test_envs]
+    for text, target in zip(settings.test_envs, chosen, strict=True):
+        if not target or len(set(target)) < len(target) or chosen.count(target) > 1:
+            raise UserError(f"--test_envs {' '.join(settings.test_envs)}: {text!r} names an environment twice or none")
+        if len(target) == len(environments):
+            raise UserError(
+                f"--test_envs {text} leaves no environment to train on: there "
+                f"{'is only' if len(environments) == 1 else 'are only'} {', '.join(environments)}"
+            )
+    return chosen
+
+
+def find_environment(text: str, environments: list[str]) -> int:
+    """Return the index of an environment given by name or number."""
+    if text in environments:
+        return environments.index(text)
+    if text.isdigit() and int(text) < len(environments):
+        return int(text)
+    if text.lstrip("-").isdigit():
+        numbered = ", ".join(f"{index} {name}" for index, name in enumerate(environments))
+        raise UserError(f"no environment number {text}: there are {numbered}")
+    raise UserError(f"no environment named {text!r}{did_you_mean(text, environments)}")
+
+
+def write_config(path: Path, text: str) -> None:
+    """Write the resolved configuration, atomically."""
+    from domainbed.checkpoint import explain_os_errors
+
+    with explain_os_errors(f"writing {path}"):
+        new = path.with_name(".config.yaml.new")
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
+
+
+def default_cache_dir() -> Path:
+    """$DOMAINBED_CACHE, or `domainbed` in the user's folder for caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("DOMAINBED_CACHE") or f"{caches}/domainbed").expanduser()
+
+
+def default_num_workers() -> int:
+    """One thread per core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

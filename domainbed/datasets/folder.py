@@ -1,0 +1,291 @@
+"""Folders of images. What a name means as a class is in `labels`, who is held out in `splits`.
+
+    <data_dir>/<environment>/<class>/**/<image>
+    <data_dir>/<environment>/<train|val|test>/<class>/**/<image>
+    <data_dir>/<train|val|test>/<environment>/<class>/**/<image>
+
+Names that begin with a dot, and files without an image's suffix, are ignored. Everything that has such a suffix is
+listed, a dangling link or a folder too: reading it fails by name, where skipping it would lose an image in silence.
+A train, val or test folder inside a class gives a split as well.
+"""
+
+import difflib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import AfterValidator, BeforeValidator
+
+from domainbed.datasets import images, labels, splits
+from domainbed.datasets.base import Dataset, Sample
+from domainbed.errors import UserError, did_you_mean
+from domainbed.hparams import Field
+from domainbed.registry import DATASETS
+
+
+def valid_regex(pattern: str | None) -> str | None:
+    """Return `pattern`; raise ValueError, for pydantic, where it is not a regular expression."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return pattern
+
+
+def _split_commas(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    name: str  # relative to data_dir, parts joined by "/"
+    folder: str  # of its class
+    nested: str | None  # folder below that one, where there is one
+    split: str | None
+
+
+@DATASETS.register("Folder")
+class Folder(Dataset):
+    """Your own images in <data_dir>/<environment>/<class>/, with train, val and test folders kept where there are any.
+
+    Environments are sorted by name; classes are those of all environments together, in the order that `labels.order`
+    finds. A sample's name is its path relative to `data_dir`; a patient belongs to one environment.
+    """
+
+    class HParams(Dataset.HParams):
+        """Which images are read, and what tells their patients."""
+
+        environments: Annotated[list[str] | None, BeforeValidator(_split_commas)] = Field(
+            None, description="read only these environments; null for all"
+        )
+        group_pattern: Annotated[str | None, AfterValidator(valid_regex)] = Field(
+            None,
+            description="regular expression searched in a file's name without suffix; its first group, or else the "
+            "whole match, is the patient. A file that does not match is a patient of its own",
+        )
+
+    layout: ClassVar[str] = "<data_dir>/<environment>/<class>/*.jpg"
+    hparams: HParams
+
+    def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
+        super().__init__(data_dir, hparams)
+        self._root = self._existing(data_dir)
+        found = self._find()
+        scale = self._order({(environment, image.folder) for environment in found for image in found[environment]})
+        pattern = re.compile(hparams.group_pattern) if hparams.group_pattern else None
+        self.environments, self.classes, self.ordinal = sorted(found), scale.classes, scale.ordinal
+        self.samples = [
+            Sample(i, image.name, scale.index[image.folder], _group(pattern, environment, image.name), image.split)
+            for i, environment in enumerate(self.environments)
+            for image in sorted(found[environment], key=lambda image: image.name)
+        ]
+
+    def read(self, index: int) -> np.ndarray:
+        """Return image `index` as uint8 (H, W, C), decoded and preprocessed.
+
+        Raises:
+            UnreadableImage: the file can't be decoded whole.
+        """
+        return self.preprocess(images.read_image(self._root / self.samples[index].name))[0]
+
+    def content(self, index: int) -> str:
+        """Return the SHA-256 of the file.
+
+        Raises:
+            UnreadableImage: the file can't be opened.
+        """
+        return images.digest(self._root / self.samples[index].name)
+
+    def _order(self, folders: set[tuple[str, str]]) -> labels.Scale:
+        """Return the classes that these folders, (environment, class folder) each, stand for."""
+        return labels.order(folder for _, folder in folders)
+
+    def _existing(self, data_dir: Path | None) -> Path:
+        if data_dir is None:
+            raise self._fault("no --data_dir is given", "Give it the folder that holds the environments")
+        root = Path(data_dir).expanduser()
+        if root.is_dir():
+            return root
+        if root.exists():
+            manifest = root.suffix.lower() in (".csv", ".json")
+            raise self._fault(
+                f"{str(root)!r} is a file",
+                "Use --dataset Manifest for it" if manifest else "Give the folder that holds the environments",
+            )
+        near = difflib.get_close_matches(root.name, _folders(root.parent) if root.parent.is_dir() else [], n=1)
+        raise self._fault(
+            f"there is no {str(root)!r}",
+            f"Did you mean {str(root.parent / near[0])!r}?" if near else "Give the folder that holds the environments",
+        )
+
+    def _find(self) -> dict[str, list[_Image]]:
+        """Return the images of every environment that is read.
+
+        Raises:
+            UserError: the folders are not laid out as `layout` says.
+        """
+        root, shown = self._root, repr(str(self._root))
+        tops = _folders(root)
+        if not tops:
+            only_images = any(_is_image(entry.name) for entry in _visible(root))
+            raise self._fault(
+                f"{shown} holds only images" if only_images else f"{shown} holds no folder and no image",
+                "Point --data_dir at the folder that holds the environments",
+            )
+        split_first = all(map(splits.spelled, tops))
+        starts: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+        for top in tops:
+            for environment in _folders(root / top) if split_first else [top]:
+                starts[environment].append((top, environment) if split_first else (top,))
+        wanted = self.hparams.environments or sorted(starts)
+        for name in wanted:
+            if name not in starts:
+                raise UserError(f"no environment {name!r} in {shown}{did_you_mean(name, starts)}")
+
+        found: dict[str, list[_Image]] = {}
+        outside: dict[str, list[str]] = {}
+        for name in wanted:
+            paths = [path for start in starts[name] for path in _scan(root.joinpath(*start), start)]
+            found[name], outside[name] = _interpret(paths, split_first)
+        self._check(found, outside)
+        return found
+
+    def _check(self, found: dict[str, list[_Image]], outside: dict[str, list[str]]) -> None:
+        """Raise `UserError` where the images in class folders, and those outside, tell of another layout."""
+        root, shown = self._root, repr(str(self._root))
+        if not any(found.values()):
+            if any(outside.values()):
+                raise self._fault(
+                    f"{shown} looks like one environment: its folders ({_some(outside)}) hold images directly",
+                    f"Point --data_dir at its parent {str(root.resolve().parent)!r}",
+                )
+            raise self._fault(f"no folder below {shown} holds an image in a class folder", "Give another folder")
+        too_high = _look_like_data_dirs(found)
+        if too_high and not self.hparams.environments:
+            raise self._fault(
+                f"{shown} looks one level too high",
+                f"Point --data_dir at {' or '.join(repr(str(root / name)) for name in too_high)}; if these are "
+                f"environments all the same, say so with environments={','.join(found)}",
+            )
+        for name, stray in outside.items():
+            if stray:
+                raise self._fault(
+                    f"environment {name!r} has images outside its class folders: {_some(stray)}",
+                    "Move them into class folders or out of the environment, or list the images in a Manifest",
+                )
+        empty = [name for name, inside in found.items() if not inside]
+        if empty:
+            rest = ",".join(name for name in found if name not in empty)
+            raise self._fault(
+                f"{_some(empty)} in {shown} {'holds' if len(empty) == 1 else 'hold'} no image",
+                f"Fill or move {'it' if len(empty) == 1 else 'them'}, or name the environments: environments={rest}",
+            )
+
+    def _fault(self, found: str, do: str) -> UserError:
+        return UserError(f"{self.name} needs {self.layout}, but {found}. {do}")
+
+
+def _interpret(paths: Iterable[tuple[str, ...]], split_first: bool) -> tuple[list[_Image], list[str]]:
+    """Return the images of one environment that lie in a class folder, and the names of those that do not.
+
+    A folder with the name of a split is one where it holds no image directly, or where all beside it are splits too;
+    else a class may be called "test".
+    """
+    start = 2 if split_first else 1
+    paths = list(paths)
+    folders = {path[start] for path in paths if len(path) > start + 1}
+    holding = {path[start] for path in paths if len(path) == start + 2}
+    all_splits = all(map(splits.spelled, folders))
+    split_folders = {folder for folder in folders if splits.spelled(folder) and (all_splits or folder not in holding)}
+    if split_first:
+        split_folders = set()
+
+    inside, outside = [], []
+    for path in paths:
+        split = splits.spelled(path[0]) if split_first else None
+        rest = path[start:]
+        if rest[0] in split_folders:
+            split, rest = splits.spelled(rest[0]), rest[1:]
+        if len(rest) < 2:
+            outside.append("/".join(path))
+            continue
+        folder, *below, _ = rest
+        nested = None
+        for part in below:
+            if split is None and splits.spelled(part):
+                split = splits.spelled(part)
+            elif nested is None:
+                nested = part
+        inside.append(_Image("/".join(path), folder, nested, split))
+    return inside, outside
+
+
+def _look_like_data_dirs(found: dict[str, list[_Image]]) -> list[str]:
+    """Return the folders that hold environments rather than classes: `found` was read one level too high.
+
+    In them no image lies directly in what would be the class folders, and the folders below are grades, or are called
+    the same from one to the next (cats and dogs of one camera and of another). Against the latter, class folders that
+    environments share are believed (cats and dogs, each with a folder for the left and the right side).
+    """
+    classes = [folder for inside in found.values() for folder in {image.folder for image in inside}]
+    if labels.order(classes).ordinal:
+        return []
+    shared = len(set(classes)) < len(classes)
+    suspects = []
+    for name, inside in found.items():
+        nested: dict[str, set[str | None]] = defaultdict(set)
+        for image in inside:
+            nested[image.folder].add(image.nested)
+        names = set().union(*nested.values())
+        if names and None not in names:
+            grades = all(labels.grade(folder) is not None for folder in names if folder)
+            if grades or (not shared and len(nested) > 1 and set.intersection(*nested.values())):
+                suspects.append(name)
+    return suspects
+
+
+def _group(pattern: re.Pattern[str] | None, environment: str, name: str) -> str:
+    match = pattern.search(os.path.splitext(name.rpartition("/")[2])[0]) if pattern else None
+    patient = match and (match[1] if match.re.groups else match[0])
+    return f"{environment}/{patient}" if patient else name  # a name has more slashes: never another's patient
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in images.IMAGE_SUFFIXES
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in _visible(folder) if os.path.isdir(entry))
+
+
+def _visible(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            # What macOS adds to a zip file looks like folders of images.
+            yield from (entry for entry in entries if entry.name[0] != "." and entry.name != "__MACOSX")
+    except OSError as error:
+        raise UserError(f"can't read the folder {os.fspath(folder)!r}: {error.strerror}") from None
+
+
+def _scan(folder: str | os.PathLike[str], parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the parts of the path of every image below `folder`, `parts` first."""
+    for entry in _visible(folder):
+        if _is_image(entry.name):  # without asking the file system what it is: listing stays fast
+            yield (*parts, entry.name)
+        elif os.path.isdir(entry) and not (entry.is_symlink() and _is_loop(entry.path)):
+            yield from _scan(entry.path, (*parts, entry.name))
+
+
+def _is_loop(link: str) -> bool:
+    real = os.path.realpath(link)
+    return os.path.commonpath([real, os.path.realpath(os.path.dirname(link))]) == real
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,245 @@
+"""Image files to pixels: every file becomes RGB uint8 whole, or `UnreadableImage` says in plain words why it can't.
+
+Nothing here repairs a file: a truncated photograph is refused, not filled with grey. (Wrong bytes in the middle of a
+JPEG can't be told from right ones: the format has no checksum, and its decoder goes on.) The size, colour and crop that
+a model sees are in `preprocess`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+#: Suffixes, in lower case, of files that are taken for images (DRIVE ships GIF masks, STARE ships PPM photographs).
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
+
+#: Largest number of pixels that is decoded: Pillow's own limit (256 MiB of RGB), so 9459 x 9459 and no more.
+MAX_PIXELS = 89_478_485
+
+# Pillow tries only these decoders; its others include one that starts Ghostscript.
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+_EXIF_ORIENTATION = 0x0112
+_TIFF_BITS_PER_SAMPLE = 258
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PILLOW_MODULES = r"PIL\."
+_filters_lock = threading.Lock()
+
+
+class UnreadableImage(Exception):
+    """An image file that can't be decoded whole. The message is the reason, without the file's name."""
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Return an image file as RGB uint8 (H, W, 3), upright (its EXIF orientation applied), first frame only.
+
+    Transparent pixels are composited on black, like what surrounds a retina. 16-bit grey is scaled by 255 / 65535
+    (12-bit TIFF by 255 / 4095) whatever values occur, so that two files of one camera stay comparable. Floating-point
+    pixels and 32-bit integers are refused: their file does not say which value is white.
+
+    Raises:
+        UnreadableImage: the file is missing, is not an image, is damaged, or has more than `MAX_PIXELS` pixels.
+    """
+    with _opened(path) as image:
+        if image.mode.startswith("I"):
+            image = Image.fromarray(_sixteen_to_eight(image))
+        elif image.mode == "F":
+            raise UnreadableImage("floating-point pixels, whose white is unknown; save it with 8 or 16 bits")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        return np.array(image.convert("RGB"))
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """Return a mask file as uint8 (H, W), upright, with the values that the file stores.
+
+    1-bit files give 0 and 1, palette files their indices (not their colours), grey files their values, and colour
+    files that are grey in fact their red channel.
+
+    Raises:
+        UnreadableImage: as `read_image`; or the file holds colours, or values above 255.
+    """
+    with _opened(path) as image:
+        values = np.asarray(image)
+    if values.dtype.kind == "f":
+        raise UnreadableImage("floating-point values; a mask holds whole numbers from 0 to 255")
+    if values.ndim == 3:
+        colours = values[..., : -1 if image.mode in ("LA", "PA", "RGBA") else None]
+        if image.mode == "CMYK" or (colours != colours[..., :1]).any():
+            raise UnreadableImage("a mask in colours; save class indices, or one black and white file per class")
+        values = colours[..., 0]
+    if values.dtype != bool and values.size and (values.min() < 0 or values.max() > 255):
+        raise UnreadableImage(f"mask values from {values.min()} to {values.max()}; a mask holds 0 to 255")
+    return values.astype(np.uint8)
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits; see `digests_remembered_in`.
+
+    Raises:
+        UnreadableImage: the file can't be read.
+    """
+    with _plain_reasons():
+        _refuse_what_is_no_file(path)
+        memory = _memory
+        return memory.digest(path) if memory else _sha256(path)
+
+
+@contextlib.contextmanager
+def digests_remembered_in(path: Path) -> Iterator[None]:
+    """While active, `digest` in any thread reads a file again only if its size or a time stamp changed.
+
+    So that finding the packed copy of 70 GB of photographs does not read 70 GB. `path` is a small JSON file; one that
+    is missing, damaged or can't be written costs time and nothing else.
+    """
+    global _memory
+    memory, outer = _DigestMemory(path), _memory
+    _memory = memory
+    try:
+        yield
+    finally:
+        _memory = outer
+        memory.save()
+
+
+class _DigestMemory:
+    """Digests by absolute path, each with the size and time stamps under which it was computed."""
+
+    SETTLED_NS = 2_000_000_000  # a younger file may change again within one tick of its time stamp (FAT: 2 s)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known = self._load()
+        self.new: dict[str, list] = {}
+
+    def _load(self) -> dict[str, list]:
+        try:
+            known = json.loads(self.path.read_text(encoding="utf-8"))
+            return known if isinstance(known, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+    def digest(self, path: str | os.PathLike[str]) -> str:
+        key, status = os.path.abspath(path), os.stat(path)
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        match self.known.get(key):
+            case [size, modified, changed, str(known)] if [size, modified, changed] == stamp:
+                return known
+        found = _sha256(path)
+        if time.time_ns() - max(stamp[1:]) > self.SETTLED_NS:
+            self.new[key] = [*stamp, found]
+        return found
+
+    def save(self) -> None:
+        if not self.new:
+            return
+        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            draft.write_text(json.dumps(self._load() | self.new), encoding="utf-8")
+            os.replace(draft, self.path)
+
+
+_memory: _DigestMemory | None = None
+
+
+def _sha256(path: str | os.PathLike[str]) -> str:
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Yield the decoded, upright Pillow image; every failure in here or in the body is an `UnreadableImage`."""
+    _silence_pillow()
+    # Another library may have asked Pillow to fill truncated files with grey. Not put back afterwards: several threads
+    # read at once, and one's putting back would reach into another's reading.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    with _plain_reasons():
+        _refuse_what_is_no_file(path)
+        if os.path.getsize(path) == 0:
+            raise UnreadableImage("an empty file")
+        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImage(f"{image.width} x {image.height} pixels; the limit is {MAX_PIXELS} in all")
+            image.load()
+            yield _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Pillow's exif_transpose also writes EXIF anew, and so fails on a damaged block whose orientation is legible.
+    orientation = None
+    with contextlib.suppress(Exception):  # an EXIF block that can't be parsed does not say how the image lies
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _sixteen_to_eight(image: Image.Image) -> np.ndarray:
+    """Return the 16-bit grey levels of modes "I;16*" and "I" as uint8 (H, W)."""
+    bits = 16
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (16,))[0]  # type: ignore[attr-defined]
+    values, white = np.asarray(image), 2**bits - 1
+    if bits > 16 or (values.size and (values.min() < 0 or values.max() > white)):
+        raise UnreadableImage("integer pixels of more than 16 bits or below 0; save it with 8 or 16 bits")
+    return ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def _refuse_what_is_no_file(path: str | os.PathLike[str]) -> None:
+    if os.path.islink(path) and not os.path.exists(path):
+        raise UnreadableImage("a link to a file that does not exist")
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise UnreadableImage("a folder, not a file")
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise UnreadableImage("not a regular file")
+
+
+@contextlib.contextmanager
+def _plain_reasons() -> Iterator[None]:
+    """Turn whatever reading raises into an `UnreadableImage` with a reason that needs no knowledge of Pillow."""
+    try:
+        yield
+    except (UnreadableImage, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("not a JPEG, PNG, TIFF, BMP, WebP, GIF or PPM image, or a damaged one") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage(f"more pixels than the limit of {MAX_PIXELS}") from error
+    except OSError as error:
+        if error.strerror:  # from the system: "No such file or directory", "Permission denied"
+            raise UnreadableImage(error.strerror[:1].lower() + error.strerror[1:]) from error
+        raise UnreadableImage(f"damaged: {error}") from error
+    except Exception as error:  # Pillow's parsers raise whatever they trip over: SyntaxError, struct.error, KeyError
+        raise UnreadableImage(f"damaged: {type(error).__name__}: {error}") from error
+
+
+def _silence_pillow() -> None:
+    """Keep Pillow from warning: what its warnings are about is either refused here or does not touch the pixels.
+
+    `warnings.catch_warnings` would be the local way, but it is not safe where several threads read images.
+    """
+    with _filters_lock:
+        if warnings.filters[:1] and warnings.filters[0][3] == re.compile(_PILLOW_MODULES):
+            return
+        warnings.filterwarnings("ignore", module=_PILLOW_MODULES)

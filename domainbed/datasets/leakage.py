@@ -1,0 +1,97 @@
+"""Images that are where they give an answer away: in two environments, or on both sides of a split.
+
+    for line in report(find(dataset.samples, splits, contents, dataset.environments)): ...
+
+A target's image that is also in a training environment makes generalisation look easy; a training image that is also
+held out makes selection and testing look good. Two copies on one side of one environment only count twice.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from domainbed.datasets.base import Sample
+
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One image, or one patient, in places that should share nothing.
+
+    Attributes:
+        kind: "image" where the content is the same, "patient" where the group is.
+        places: names of two or more environments, or of two or more splits of one environment ("idrid/train").
+        files: sample names, in the order of the samples.
+    """
+
+    kind: Literal["image", "patient"]
+    places: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def find(
+    samples: Sequence[Sample], splits: Sequence[str], contents: Sequence[str | None], environments: Sequence[str]
+) -> list[Leak]:
+    """Return every leak.
+
+    The rule of `splits.assign` keeps a group on one side, so a patient on two sides comes from a given split.
+
+    Args:
+        samples: (N,) samples.
+        splits: (N,) their splits.
+        contents: (N,) `Dataset.content` of each; None for an image that can't be read, which is compared with nothing.
+        environments: names, by `Sample.environment`.
+    """
+    by_content: dict[str, list[int]] = defaultdict(list)
+    by_group: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for i, (sample, content) in enumerate(zip(samples, contents, strict=True)):
+        by_group[sample.environment, sample.group].append(i)
+        if content is not None:
+            by_content[content].append(i)
+
+    leaks: list[Leak] = []
+
+    def compare(kind: Literal["image", "patient"], places: Mapping[str, list[int]]) -> None:
+        if len(places) > 1:
+            files = tuple(samples[i].name for i in sorted(sum(places.values(), [])))
+            leaks.append(Leak(kind, tuple(sorted(places)), files))
+
+    for indices in by_content.values():
+        if len(indices) > 1:
+            in_environments = _by_place(indices, [environments[samples[i].environment] for i in indices])
+            compare("image", in_environments)
+            for environment, copies in in_environments.items():
+                compare("image", _by_place(copies, [f"{environment}/{splits[i]}" for i in copies]))
+    for (number, _), indices in by_group.items():
+        if len(indices) > 1:
+            compare("patient", _by_place(indices, [f"{environments[number]}/{splits[i]}" for i in indices]))
+    return leaks
+
+
+def report(leaks: Iterable[Leak]) -> list[str]:
+    """Return one line for every kind and every set of places: how many, and the first files."""
+    kinds: dict[tuple[str, tuple[str, ...]], list[Leak]] = defaultdict(list)
+    for leak in leaks:
+        kinds[leak.kind, leak.places].append(leak)
+    lines = []
+    for (kind, places), found in sorted(kinds.items()):
+        shown = "; ".join(_files(leak) for leak in found[:_NAMES_SHOWN])
+        more = f"; and {len(found) - _NAMES_SHOWN} more" if len(found) > _NAMES_SHOWN else ""
+        are = "is" if len(found) == 1 else "are"
+        lines.append(f"{len(found)} {kind}{'s' * (len(found) > 1)} {are} in {' and in '.join(places)}: {shown}{more}")
+    return lines
+
+
+def _by_place(indices: list[int], places: list[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = defaultdict(list)
+    for i, place in zip(indices, places, strict=True):
+        found[place].append(i)
+    return found
+
+
+def _files(leak: Leak) -> str:
+    shown = " = " if leak.kind == "image" else ", "
+    more = f" ({len(leak.files)} files)" if len(leak.files) > _NAMES_SHOWN else ""
+    return shown.join(leak.files[:_NAMES_SHOWN]) + more

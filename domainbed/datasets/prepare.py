@@ -1,0 +1,150 @@
+"""From a data set to the images of a run: splits, subset, decoded rows, and the checks that make them trustworthy.
+
+    names and labels -> who is held out (splits) -> subset -> decode once (packed) -> unreadable? -> the same on two sides?
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from domainbed.datasets import leakage, splits
+from domainbed.datasets.base import UNLABELLED, Dataset
+from domainbed.datasets.packed import pack
+from domainbed.errors import UserError
+
+
+@dataclass
+class Images:
+    """The readable images of a run, one row each.
+
+    Attributes:
+        environments: names of all environments.
+        classes: names of the classes; empty where there are no labels.
+        ordinal: whether the classes are ordered.
+        rows: (N, H, W, C) uint8, memory-mapped.
+        environment: (N,) int64 indices. labels: (N,) int64. split: (N,) "train", "val" or "test".
+        groups: (N,) names of what stays on one side of a split.
+        names: (N,) names of the images.
+        unreadable: (name, reason) of images that were left out.
+    """
+
+    environments: list[str]
+    classes: list[str]
+    ordinal: bool
+    rows: np.ndarray
+    environment: np.ndarray
+    labels: np.ndarray
+    split: np.ndarray
+    groups: np.ndarray
+    names: np.ndarray
+    unreadable: list[tuple[str, str]]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        _, height, width, channels = self.rows.shape
+        return channels, height, width
+
+    def select(self, environment: int, split: str | None = None) -> np.ndarray:
+        """Return the rows of an environment, of one split or of all, in their order."""
+        chosen = self.environment == environment
+        return np.flatnonzero(chosen if split is None else chosen & (self.split == split))
+
+    def pixels(self, rows: np.ndarray) -> Tensor:
+        """Return uint8 (B, C, H, W), copied out of the memory map."""
+        return torch.from_numpy(np.ascontiguousarray(self.rows[rows])).permute(0, 3, 1, 2)
+
+    def table(self) -> list[str]:
+        """Lines that say how many images of each class and split each environment has."""
+        lines = []
+        width = max(map(len, self.environments))
+        for index, name in enumerate(self.environments):
+            rows = self.select(index)
+            parts = Counter(self.split[rows].tolist())
+            text = f"  {index} {name:<{width}}  {len(rows):>6} images: " + ", ".join(
+                f"{parts[part]} {part}" for part in splits.SPLITS if parts[part]
+            )
+            if self.classes:
+                counts = np.bincount(self.labels[rows], minlength=len(self.classes))
+                text += "; per class " + ", ".join(f"{c}: {n}" for c, n in zip(self.classes, counts, strict=True))
+            lines.append(text)
+        return lines
+
+
+def prepare(
+    dataset: Dataset,
+    *,
+    trial_seed: int,
+    holdout_fraction: float,
+    subset_size: int | None,
+    cache_dir: Path,
+    num_workers: int,
+    skip_unreadable: bool,
+    strict: bool,
+    report: Callable[[str], None],
+) -> Images:
+    """Split, subset, decode and check a data set.
+
+    Args:
+        dataset: whose images.
+        trial_seed: of splits and subsets.
+        holdout_fraction: share of each environment that is held out.
+        subset_size: images per environment, or None for all.
+        cache_dir: where decoded images are kept.
+        num_workers: threads that decode.
+        skip_unreadable: whether images that can't be read are left out instead of stopping the run.
+        strict: whether a leak stops the run.
+        report: takes each line worth saying.
+
+    Raises:
+        UserError: images can't be read, leaks under `strict`, a subset larger than an environment.
+    """
+    samples = dataset.samples
+    assigned = splits.assign(samples, trial_seed, holdout_fraction)
+    chosen = np.arange(len(samples))
+    if subset_size is not None:
+        chosen = splits.subset(samples, assigned, subset_size, trial_seed, dataset.environments)
+    packed = pack(dataset, chosen, cache_dir, num_workers, report)
+    if packed.unreadable:
+        listed = [f"  {name}: {reason}" for name, reason in packed.unreadable]
+        if not skip_unreadable:
+            raise UserError(
+                f"{len(listed)} of {len(chosen)} images can't be read:\n" + "\n".join(listed) + "\n"
+                "Mend or remove these files, or pass --skip_unreadable to go on without them"
+            )
+        report(f"WARNING: {len(listed)} of {len(chosen)} images can't be read and are left out (--skip_unreadable):")
+        for line in listed:
+            report(line)
+    kept = [samples[index] for index in packed.indices]
+    split = assigned[packed.indices]
+    leaks = leakage.find(kept, split, packed.contents, dataset.environments)
+    if leaks:
+        lines = leakage.report(leaks)
+        if strict:
+            raise UserError("\n".join([*lines, "Remove the copies, or leave out --strict to go on with this warning"]))
+        for line in lines:
+            report(f"WARNING: {line}")
+    images = Images(
+        environments=list(dataset.environments),
+        classes=list(dataset.classes),
+        ordinal=dataset.ordinal,
+        rows=packed.rows,
+        environment=np.array([sample.environment for sample in kept], dtype=np.int64),
+        labels=np.array([sample.label for sample in kept], dtype=np.int64),
+        split=np.asarray(split),
+        groups=np.array([sample.group for sample in kept]),
+        names=np.array([sample.name for sample in kept]),
+        unreadable=packed.unreadable,
+    )
+    empty = [name for index, name in enumerate(images.environments) if not len(images.select(index))]
+    if empty:
+        raise UserError(f"no image of {', '.join(empty)} can be read. Mend the files or leave these environments out")
+    if images.classes and (images.labels == UNLABELLED).any():
+        name = images.names[images.labels == UNLABELLED][0]
+        raise UserError(f"some images have labels and others, such as {name}, have none. Label all of them or none")
+    return images

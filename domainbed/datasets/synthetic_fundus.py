@@ -1,0 +1,86 @@
+"""Drawn fundus photographs as a data set. The drawing itself, and what its factors mean, is in `fundus_drawing`."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from domainbed.datasets import fundus_drawing
+from domainbed.datasets.base import Dataset, Sample
+from domainbed.errors import UserError
+from domainbed.hparams import Field, NonNegativeInt, PositiveInt
+from domainbed.registry import DATASETS
+
+
+@DATASETS.register("SyntheticFundus")
+class SyntheticFundus(Dataset):
+    """Drawn fundus photographs of four cameras, with grades, masks and known factors; needs no files.
+
+    Environments are cameras, classes are grades of diabetic retinopathy, and every image is a patient of its own.
+    Images are drawn at `image_size`, so that no detail is lost to resizing.
+    """
+
+    class HParams(Dataset.HParams):
+        """How many photographs are drawn, and which."""
+
+        num_images: PositiveInt = Field(500, description="photographs per camera")
+        data_seed: NonNegativeInt = Field(0, description="seed of the eyes; another one gives other patients")
+
+    ordinal = True
+    hparams: HParams
+
+    def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
+        super().__init__(data_dir, hparams)
+        if data_dir is not None:
+            raise UserError(
+                f"SyntheticFundus draws its images and reads no files, but --data_dir {str(data_dir)!r} is given. "
+                "Leave --data_dir out, or name the data set of that folder, such as --dataset DR"
+            )
+        if hparams.image_size < fundus_drawing.MIN_SIZE_PX:
+            raise UserError(
+                f"image_size = {hparams.image_size} is too small for SyntheticFundus. "
+                f"Give {fundus_drawing.MIN_SIZE_PX} or more"
+            )
+        self.environments = [camera.name for camera in fundus_drawing.CAMERAS]
+        self.classes = list(fundus_drawing.GRADES)
+        self.samples = [
+            Sample(camera, f"{name}/{index}", self._factors(camera, index).grade, f"{name}/{index}")
+            for camera, name in enumerate(self.environments)
+            for index in range(hparams.num_images)
+        ]
+
+    def read(self, index: int) -> np.ndarray:
+        """Return photograph `index` as uint8 (H, W, C), drawn and preprocessed."""
+        return self.preprocess(self._draw(index).image)[0]
+
+    def read_masks(self, index: int) -> dict[str, np.ndarray]:
+        """Return the masks of photograph `index` by name (`fundus_drawing.MASKS`), (H, W), preprocessed like it."""
+        photograph = self._draw(index, masks=True)
+        return self.preprocess(photograph.image, photograph.masks)[1]
+
+    def factors(self, index: int) -> dict[str, object]:
+        """Return what is true of photograph `index`, by name; units are at `fundus_drawing.Factors`."""
+        return self._factors(*self._place(index)).as_dict()
+
+    def content(self, index: int) -> str:
+        """Return what the photograph is a function of: its numbers, and the program that draws it."""
+        camera, number = self._place(index)
+        size, seed = self.hparams.image_size, self.hparams.data_seed
+        return f"fundus_drawing {_drawing()} seed {seed} camera {camera} index {number} size {size}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        return self.samples[index].environment, index % self.hparams.num_images
+
+    def _factors(self, camera: int, number: int) -> fundus_drawing.Factors:
+        return fundus_drawing.draw_factors(self.hparams.data_seed, camera, number)
+
+    def _draw(self, index: int, masks: bool = False) -> fundus_drawing.Photograph:
+        camera, number = self._place(index)
+        return fundus_drawing.draw(self.hparams.data_seed, camera, number, self.hparams.image_size, masks)
+
+
+@cache
+def _drawing() -> str:
+    """Digest of the drawing's source: a pack drawn by another version of it is drawn anew."""
+    return hashlib.sha256(Path(fundus_drawing.__file__).read_bytes()).hexdigest()

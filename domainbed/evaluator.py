@@ -1,0 +1,139 @@
+"""Runs an algorithm over a set of images and says how well it does, by what it can do.
+
+    with engine.evaluation(algorithm):                         # eval mode, no gradients, autocast, noise of its own
+        outputs = evaluate(algorithm, batches, groups)
+    record = figures(outputs, ordinal=True, intervals=True)    # ready for JSON
+
+An algorithm is asked for `losses([(x, y)])`, and for `predict(x)` and `reconstruct(x)` if it has them. The figures
+themselves are in `metrics`; who is in which split is in `datasets.splits`; what a run selects by is in
+`model_selection`.
+"""
+
+import inspect
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from domainbed import metrics
+
+
+@dataclass
+class Outputs:
+    """What an algorithm answered for N images, on the CPU.
+
+    Attributes:
+        labels: (N,) long.
+        groups: N names; images of one group, such as a patient, share one.
+        probabilities: (N, K) float32, or None for an algorithm that can't predict.
+        per_image: name (mse, psnr, ssim) to (N,) float32; empty for an algorithm that can't reconstruct.
+        losses: the terms of the algorithm's objective, each the mean over images; "loss" is called "total_loss".
+        needs_label: whether the reconstructions were given the true label, because the algorithm can't do without.
+    """
+
+    labels: Tensor
+    groups: Sequence[Hashable]
+    probabilities: Tensor | None = None
+    per_image: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    needs_label: bool = False
+
+
+def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: Sequence[Hashable]) -> Outputs:
+    """Run an algorithm over images.
+
+    Everything stays on the device until the last batch is through: no batch waits for the one before.
+
+    Args:
+        algorithm: unwrapped, in eval mode; the caller has turned gradients off.
+        batches: x (B, C, H, W) in [0, 1], y (B,) long, on the algorithm's device; B may vary.
+        groups: of the images, in the order of the batches.
+
+    Raises:
+        ValueError: there is no image, or not one group for each.
+    """
+    predict, reconstruct = getattr(algorithm, "predict", None), getattr(algorithm, "reconstruct", None)
+    needs_label = reconstruct is not None and _needs_label(reconstruct)
+    labels: list[Tensor] = []
+    probabilities: list[Tensor] = []
+    per_image: list[dict[str, Tensor]] = []
+    losses: list[dict[str, Tensor]] = []
+    for x, y in batches:
+        labels.append(y)
+        losses.append({name: value.detach().float() for name, value in algorithm.losses([(x, y)]).items()})
+        if predict is not None:
+            probabilities.append(predict(x).float().softmax(1))  # (B, K)
+        if reconstruct is not None:
+            per_image.append(metrics.reconstruction(reconstruct(x, y) if needs_label else reconstruct(x), x))
+    sizes = [len(y) for y in labels]
+    if not sum(sizes) or sum(sizes) != len(groups):
+        raise ValueError(f"{sum(sizes)} images came with {len(groups)} groups: one group for each image, at least one")
+    return Outputs(
+        labels=torch.cat(labels).cpu(),
+        groups=groups,
+        probabilities=torch.cat(probabilities).cpu() if probabilities else None,
+        per_image={name: torch.cat([one[name] for one in per_image]).cpu() for name in (per_image or [{}])[0]},
+        losses={
+            "total_loss" if name == "loss" else name: _mean([one[name] for one in losses], sizes) for name in losses[0]
+        },
+        needs_label=needs_label,
+    )
+
+
+def figures(
+    outputs: Outputs, rows: Tensor | None = None, *, ordinal: bool, intervals: bool, seed: int = 0
+) -> dict[str, Any]:
+    """Figures of all images or of some, ready for JSON: a figure that is undefined or not finite is None.
+
+    Args:
+        outputs: of `evaluate`.
+        rows: (N,) bool, which images count; None is all. The losses are known for all images only.
+        ordinal: whether the classes are ordered.
+        intervals: whether to add 95 % bootstrap intervals over groups.
+        seed: of the bootstrap.
+
+    Returns:
+        n, num_groups, metrics (name to figure), intervals (name to [low, high] or None; empty unless asked for). With
+        no image, metrics is empty; with a single class, it holds no figure of a classifier.
+    """
+    rows = torch.ones(len(outputs.labels), dtype=torch.bool) if rows is None else rows.cpu()
+    everything = bool(rows.all())
+    labels = outputs.labels[rows]
+    groups = [group for group, kept in zip(outputs.groups, rows.tolist(), strict=True) if kept]
+    record: dict[str, Any] = {"n": len(labels), "num_groups": len(set(groups)), "metrics": {}, "intervals": {}}
+    if not len(labels):
+        return record
+    probabilities = outputs.probabilities
+    if probabilities is not None:
+        probabilities = probabilities[rows] if probabilities.shape[1] > 1 else None
+    per_image = {name: values[rows] for name, values in outputs.per_image.items()}
+    if probabilities is not None:
+        record["metrics"] |= metrics.classification(probabilities, labels, ordinal)
+    means = {name: values.double().mean().item() for name, values in per_image.items()}
+    record["metrics"] |= _finite(means | (outputs.losses if everything else {}))
+    if intervals:
+        found = metrics.bootstrap(
+            groups, probabilities=probabilities, labels=labels, ordinal=ordinal, per_image=per_image, seed=seed
+        )
+        record["intervals"] = {name: list(bounds) if bounds else None for name, bounds in found.items()}
+    return record
+
+
+def _needs_label(reconstruct: Any) -> bool:
+    """Whether `reconstruct` cannot be called with the images alone."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(reconstruct).parameters.values()
+    return sum(one.kind in positional and one.default is one.empty for one in parameters) > 1
+
+
+def _mean(values: list[Tensor], sizes: list[int]) -> float:
+    """Mean over images of the batches' means: an uneven last batch counts for what it holds."""
+    weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+    return float((torch.stack(values).cpu().double() * weights).sum())
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

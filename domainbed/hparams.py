@@ -1,0 +1,229 @@
+"""Typed hyper-parameters, and the one place where the layers of a configuration merge.
+
+    layers, later wins: class defaults, the data set's defaults, config.yaml, YAML files, key=value
+
+Every setting is a field of a pydantic model (`settings.RunSettings`, a data set's `HParams`, an algorithm's `HParams`)
+in one flat namespace. `resolve` parses each value by its declared type, collects every fault before it raises, and
+remembers which layer set what. What the settings mean is not here.
+"""
+
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from domainbed.errors import UserError, did_you_mean
+
+__all__ = [
+    "Field", "Fraction", "HParams", "Layer", "NamesOf", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat",
+    "PositiveInt", "Resolved", "StepCount", "read_yaml", "resolve",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value of a type is, for messages: "is not <text>"."""
+
+    text: str
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # pydantic, like Python, takes true for 1
+        raise ValueError("true and false are not numbers")
+    return value
+
+
+_NUMBER = BeforeValidator(_no_bool)
+PositiveInt = Annotated[int, _NUMBER, Field(gt=0), Kind("a whole number of 1 or more")]
+NonNegativeInt = Annotated[int, _NUMBER, Field(ge=0), Kind("a whole number of 0 or more")]
+StepCount = Annotated[int, _NUMBER, Field(ge=0), Kind("a step count (a whole number of 0 or more, such as 5000)")]
+PositiveFloat = Annotated[float, _NUMBER, Field(gt=0, allow_inf_nan=False), Kind("a number above 0, such as 1e-4")]
+NonNegativeFloat = Annotated[
+    float, _NUMBER, Field(ge=0, allow_inf_nan=False), Kind("a number of 0 or more, such as 1e-4")
+]
+Fraction = Annotated[float, _NUMBER, Field(gt=0, lt=1), Kind("a fraction between 0 and 1, such as 0.2")]
+
+
+class NamesOf:
+    """`NamesOf[known]`: a list of names out of `known`, also written as one string with commas."""
+
+    def __class_getitem__(cls, known: Iterable[str]) -> Any:
+        names = tuple(known)
+
+        def check(values: list[str]) -> list[str]:
+            unknown = [value for value in values if value not in names]
+            if unknown:
+                raise ValueError(f"no {unknown[0]!r}{did_you_mean(unknown[0], names)}")
+            return values
+
+        kind = Kind(f"a list of names out of {', '.join(names)}")
+        return Annotated[list[str], BeforeValidator(_split_commas), AfterValidator(check), kind]
+
+
+def _split_commas(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+class HParams(BaseModel):
+    """Base of the hyper-parameters of algorithms and data sets; also readable as `hparams["lr"]`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    #: Values, of this model or of the run, that a flag stands for. They rank just below the layer that sets the flag.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some values from one place.
+
+    Attributes:
+        name: the place, as messages name it ("config.yaml", "command line").
+        values: key to value; nested `algorithms:` and `datasets:` blocks are already taken out.
+        shared: whether the place serves several runs, so that a key of another algorithm is not a mistake.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    shared: bool = False
+
+
+@dataclass
+class Resolved:
+    """The outcome of `resolve`: a value and the layer that set it for every key, and the keys that were not used."""
+
+    values: dict[str, Any]
+    sources: dict[str, str]
+    models: dict[type[BaseModel], BaseModel] = field(default_factory=dict)
+    unused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def resolve(
+    models: list[type[BaseModel]],
+    layers: list[Layer],
+    known_elsewhere: Callable[[], Iterable[str]] = lambda: (),
+) -> Resolved:
+    """Merge `layers` over the defaults of `models`, later layers winning.
+
+    Args:
+        models: pydantic models with distinct field names.
+        layers: from the weakest to the strongest.
+        known_elsewhere: keys of algorithms and data sets that this run does not use; asked for only when a shared
+            layer holds a key that no model has, because the answer may cost imports.
+
+    Raises:
+        UserError: naming every unknown key and every value that its type does not admit.
+    """
+    fields: dict[str, FieldInfo] = {}
+    for model in models:
+        twice = sorted(fields.keys() & model.model_fields.keys())
+        if twice:
+            raise TypeError(f"{model.__qualname__} declares {', '.join(twice)}, which another part of the run has too")
+        fields |= model.model_fields
+    presets = {flag: values for model in models for flag, values in getattr(model, "presets", {}).items()}
+    resolved = Resolved({key: info.get_default(call_default_factory=True) for key, info in fields.items()}, {})
+    resolved.sources = dict.fromkeys(fields, "default")
+    faults: list[str] = []
+    for layer in layers:
+        parsed: dict[str, Any] = {}
+        for key, value in layer.values.items():
+            if key in fields:
+                try:
+                    parsed[key] = parse(fields[key], value)
+                except ValidationError as error:
+                    faults.append(f"{layer.name}: {explain(key, fields[key], value, error)}")
+            elif layer.shared and key in set(known_elsewhere()):
+                resolved.unused.append((layer.name, key))
+            else:
+                faults.append(f"{layer.name}: no setting named {key!r}{did_you_mean(key, fields)}")
+        for flag in presets.keys() & parsed.keys():
+            if parsed[flag]:
+                implied = {key: parse(fields[key], value) for key, value in presets[flag].items() if key in fields}
+                resolved.values |= implied
+                resolved.sources |= dict.fromkeys(implied, f"{layer.name}: {flag}")
+        resolved.values |= parsed
+        resolved.sources |= dict.fromkeys(parsed, layer.name)
+    for model in models:
+        try:
+            resolved.models[model] = model(**{key: resolved.values[key] for key in model.model_fields})
+        except ValidationError as error:
+            if not faults:  # a value that failed above would fail here again
+                faults.extend(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+    return resolved
+
+
+def parse(info: FieldInfo, value: Any) -> Any:
+    """Return `value`, possibly text from a command line, as the type that the field declares."""
+    if isinstance(value, str):
+        if value.strip().lower() in ("null", "none") and type(None) in get_args(info.annotation):
+            value = None
+        elif value.lstrip()[:1] in ("[", "{"):
+            value = _yaml(value)
+    return TypeAdapter(Annotated[(info.annotation, *info.metadata, None)]).validate_python(value)
+
+
+def explain(key: str, info: FieldInfo, value: Any, error: ValidationError) -> str:
+    """Return the sentence for a value that its field does not admit."""
+    reasons = [str(one["msg"]) for one in error.errors() if one["type"] == "value_error"]
+    reason = reasons[0].removeprefix("Value error, ") if reasons else ""
+    return f"{key} = {value!r} is not {describe(info.annotation, info.metadata)}{f' ({reason})' if reason else ''}"
+
+
+def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """Return what values of a type are, in words."""
+    for item in metadata:
+        if isinstance(item, Kind):
+            return item.text
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return describe(arguments[0], arguments[1:])
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(argument) for argument in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else repr(arguments[0])
+    if origin in (list, tuple):
+        return f"a list, each {describe(arguments[0])}"
+    if origin is dict:
+        return "a mapping"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+    return words.get(annotation, "null" if annotation is type(None) else str(annotation))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        UserError: the file can't be read, is not YAML, or is not a mapping of keys to values.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}. Give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file in UTF-8. Give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path} must hold lines of the form 'key: value', but holds {type(values).__name__}")
+    return values
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

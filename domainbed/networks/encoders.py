@@ -1,0 +1,89 @@
+"""Encoders: from images (B, C, H, W) in [0, 1] to feature vectors (B, F).
+
+`TimmEncoder` is any backbone of timm, `ConvEncoder` a plain convolutional one. An encoder owns the statistics that its
+weights expect (ImageNet's, for pretrained ones) and applies them itself: nothing outside knows of a normalisation.
+Where weights come from is `pretrained`; what is done with the features is not here.
+"""
+
+import math
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from domainbed.errors import UserError, did_you_mean
+from domainbed.networks.decoders import FINAL_CHANNELS, MAX_BASE, MAX_CHANNELS
+
+
+class TimmEncoder(nn.Module):
+    """A timm backbone without its head, with the normalisation that its weights expect.
+
+    Args:
+        model: timm's name, e.g. "resnet50" or "resnet50.tv_in1k".
+        in_channels: C; weights for 3 channels are summed over the colours by timm for C = 1.
+
+    Attributes:
+        num_features: F.
+
+    Raises:
+        UserError: timm has no such model.
+    """
+
+    def __init__(self, model: str, in_channels: int) -> None:
+        super().__init__()
+        self.backbone = create_backbone(model, in_channels)
+        self.num_features: int = self.backbone.num_features
+        mean, std = (torch.tensor(self.backbone.pretrained_cfg[key]) for key in ("mean", "std"))
+        if in_channels != 3:
+            mean, std = mean.mean().expand(in_channels), std.mean().expand(in_channels)
+        self.register_buffer("mean", mean.reshape(1, -1, 1, 1).clone(), persistent=False)
+        self.register_buffer("std", std.reshape(1, -1, 1, 1).clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, F) for images (B, C, H, W) in [0, 1]."""
+        return self.backbone((x - self.mean) / self.std)
+
+    def freeze_batch_norm(self) -> None:
+        """Keep the running statistics and the affine weights of every BatchNorm as they are, also in training."""
+        for module in self.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
+                module.eval()
+                module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+
+
+def create_backbone(model: str, in_channels: int) -> nn.Module:
+    """Return timm's `model` with random weights and no head."""
+    try:
+        return timm.create_model(model, pretrained=False, in_chans=in_channels, num_classes=0)
+    except RuntimeError as error:
+        if "Unknown model" not in str(error) and "Invalid pretrained tag" not in str(error):
+            raise
+        near = did_you_mean(model.partition(".")[0], timm.list_models()).partition(" known names")[0]
+        raise UserError(f"timm has no model named {model!r}{near} timm.list_models() lists all") from None
+
+
+class ConvEncoder(nn.Module):
+    """Convolutions of stride 2 down to a small grid, the mirror image of `ConvDecoder`.
+
+    Args:
+        input_shape: (C, H, W).
+
+    Attributes:
+        num_features: F, the flattened grid.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        halvings = max(0, math.ceil(math.log2(max(height, width) / MAX_BASE)))
+        widths = [min(MAX_CHANNELS, FINAL_CHANNELS * 2**level) for level in range(halvings + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.GroupNorm(8, inputs), nn.LeakyReLU(0.01), nn.Conv2d(inputs, outputs, 3, 2, 1)]
+        self.layers = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.LeakyReLU(0.01), nn.Flatten())
+        self.num_features = widths[-1] * math.ceil(height / 2**halvings) * math.ceil(width / 2**halvings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, F) for images (B, C, H, W) in [0, 1]."""
+        return self.layers(x - 0.5)

@@ -1,0 +1,144 @@
+"""What a run writes while it goes: log.txt for people, results.jsonl for programs, TensorBoard for both.
+
+    {"kind": "train", "target": "idrid", "seed": 0, "step": 10, "total_loss": …, …}
+    {"kind": "eval",  …, "step": 300, "environment": "srahim", "role": "source", "part": "val", "n": …, "metrics": {…}}
+    {"kind": "final", …, "protocol": "last", "checkpoint": "last", "part": "whole", "metrics": {…}, "intervals": {…}}
+
+What the figures mean is in `metrics`, their table in `summary`.
+"""
+
+import fcntl
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from domainbed.checkpoint import explain_os_errors
+from domainbed.errors import UserError
+
+
+class RunFolder:
+    """The folder of one run, held by one process at a time.
+
+    Args:
+        path: `results/train_output/<dataset>/<name>`.
+        resume: whether the run should exist already.
+
+    Raises:
+        UserError: the run exists (or, under `resume`, does not), another process holds it, or it can't be written.
+    """
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path = path
+        started = (path / "config.yaml").exists()
+        if started and not resume:
+            raise UserError(f"{path} exists already. Go on with it by --resume, or choose another name")
+        if resume and not started:
+            raise UserError(f"there is no run {path} to go on with. Leave out --resume to start it")
+        with explain_os_errors(f"opening the run's folder {path}"):
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise UserError(f"{path} can't be a folder: there is a file in its way. Choose another name") from None
+            self._lock: IO[str] = open(path / ".lock", "a+")  # noqa: SIM115  (held until the process ends)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise UserError(
+                f"{path} is being written by another process (number {holder}). Wait for it or choose another name"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def close(self) -> None:
+        """Let another process have the run."""
+        self._lock.close()
+
+
+class Records:
+    """log.txt, results.jsonl and TensorBoard of one run.
+
+    Args:
+        folder: the run's folder, which exists.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.results = folder, folder / "results.jsonl"
+        self._log = open(folder / "log.txt", "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
+        self._writers: dict[Path, Any] = {}
+
+    def log(self, text: str = "") -> None:
+        """Write lines to the terminal and, with the time, to log.txt."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        self.log_file([text])
+
+    def log_file(self, texts: list[str]) -> None:
+        """Write lines to log.txt alone, for what the terminal has seen already."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with explain_os_errors("writing log.txt"):
+            self._log.writelines(f"{stamp}  {line}\n" for text in texts for line in text.split("\n"))
+            self._log.flush()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record to results.jsonl; a figure that is not finite becomes null."""
+        with explain_os_errors("writing results.jsonl"), open(self.results, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all whole records; a line that a kill cut short is left out."""
+        records = []
+        if self.results.exists():
+            for line in self.results.read_text(encoding="utf-8").splitlines():
+                try:
+                    records.append(json.loads(line))
+                except ValueError:
+                    continue
+        return records
+
+    def drop_after(self, target: str, seed: int, step: int) -> None:
+        """Forget what one unfinished target wrote after a step, because it will be written again."""
+        kept = [
+            record
+            for record in self.read()
+            if (record.get("target"), record.get("seed")) != (target, seed)
+            or (record["kind"] != "final" and record.get("step", 0) <= step)
+        ]
+        new = self.results.with_name(".results.jsonl.new")
+        with explain_os_errors("writing results.jsonl"):
+            new.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            os.replace(new, self.results)
+
+    def tensorboard(self, folder: Path, purge_step: int | None = None) -> Any:
+        """Return the SummaryWriter of a folder; what it held from `purge_step` on is hidden."""
+        if folder not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writers[folder] = SummaryWriter(str(folder), purge_step=purge_step)
+        return self._writers[folder]
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        for writer in self._writers.values():
+            writer.close()
+        self._log.close()
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with None in the place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {str(key): finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,417 @@
+"""The tables of a run: what every protocol's checkpoint scores, beside always answering the majority class.
+
+    summary = build(records, run)
+    print(summary.text())        # what a run prints at its end
+    summary.write(folder)        # summary.md, summary.csv, summary.json
+
+A pure function of the "final" records of results.jsonl: nothing is measured here. One target with one seed shows each
+figure with its bootstrap interval. More of them add an average: targets within each seed first, then mean, standard
+deviation and standard error over seeds, or over targets where there is one seed; each is labelled, because a standard
+error printed as a deviation makes results look several times more certain than they are.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from domainbed.model_selection import PROTOCOLS
+
+MAJORITY = "majority class"
+ORACLE = "oracle (test-domain validation)"
+BEST = "training-domain validation"
+COLUMNS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "kappa": "kappa",
+    "macro_f1": "macro F1",
+    "auc": "AUC",
+    "mse": "MSE",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "total_loss": "total_loss",
+}
+"""Figures that have a column, by metric; the CSV holds all of them."""
+PARTS = {
+    "whole": "Whole target environment",
+    "test": "Test part",
+    "val": "Held-out part",
+}
+"""Parts that have a table, in order. The train part is shown among the source environments."""
+UNDEFINED = "–"
+_ORDER = [*PROTOCOLS, MAJORITY]
+_FOOTNOTES = {
+    BEST: "checkpoint with the best {select_by} on the held-out part of the source environments, mean over "
+    "environments; the target is not looked at (Gulrajani & Lopez-Paz 2021).",
+    "last": "the weights after the last step.",
+    ORACLE: "chosen by {select_by} on the held-out part of the target itself. Nobody can choose so for an unseen "
+    "target: not comparable with the other rows, and optimistic wherever those images are counted.",
+    MAJORITY: "always answers the most frequent class of the training images; AUC 0.5 and kappa 0 by definition.",
+}
+
+Record = Mapping[str, Any]
+
+
+@dataclass
+class Summary:
+    """The final records of a run, in order, and what is said about them."""
+
+    run: Mapping[str, Any]
+    records: list[Record]
+
+    @property
+    def notes(self) -> list[str]:
+        """The run's notes, and a line for what was expected and is not there."""
+        notes = list(self.run.get("notes", ()))
+        found = {(record["target"], record["seed"]) for record in self.records}
+        missing = [
+            f"{target} (seed {seed})"
+            for seed in self.run.get("seeds", ())
+            for target in self.run.get("targets", ())
+            if (target, seed) not in found
+        ]
+        if missing:
+            notes.append(f"unfinished, so not in these tables: {', '.join(missing)}")
+        return notes
+
+    def averages(self) -> list[dict[str, Any]]:
+        """One row per part, protocol and metric: mean, sd (sample, n - 1), se = sd / sqrt(n), n, and over what.
+
+        Only seeds that have every target enter, so that no seed is averaged over other targets than the next.
+        """
+        rows: list[dict[str, Any]] = []
+        for part in _parts(self.records):
+            records = [record for record in _main(self.records) if record["part"] == part]
+            units = _distinct(map(_unit, records))
+            seeds = _distinct(record["seed"] for record in records)
+            if len(units) * len(seeds) < 2:
+                continue
+            for protocol in _protocols(records):
+                of_protocol = [record for record in records if record["protocol"] == protocol]
+                by_place = {(_unit(record), record["seed"]): record["metrics"] for record in of_protocol}
+                whole = [seed for seed in seeds if all((unit, seed) in by_place for unit in units)]
+                for metric in _metrics(of_protocol):
+                    everywhere = [
+                        unit
+                        for unit in units
+                        if whole and all(by_place[unit, seed].get(metric) is not None for seed in whole)
+                    ]
+                    values = [[by_place[unit, seed][metric] for unit in everywhere] for seed in whole]
+                    if not everywhere:
+                        continue
+                    over_seeds = len(whole) > 1
+                    row = _spread([statistics.fmean(one) for one in values] if over_seeds else values[0])
+                    over = {"over": "seeds" if over_seeds else "targets", "seeds": whole, "targets": everywhere}
+                    rows.append({"part": part, "protocol": protocol, "metric": metric} | row | over)
+        return rows
+
+    def text(self) -> str:
+        """The main table, short enough for a terminal: no intervals, no confusion."""
+        lines = [self._title(), *(f"! {note}" for note in self.notes), ""]
+        if not self.records:
+            return "\n".join([*lines, "no finished target"]) + "\n"
+        for part in _parts(self.records)[:1]:
+            records = [record for record in _main(self.records) if record["part"] == part]
+            lines += [self._caption(part, records, intervals=False), "", *self._per_target(records, False)]
+            average = self._average(part)
+            lines += ["", *average] if average else []
+        if any(record["protocol"] == ORACLE for record in self.records):
+            lines += ["", "† selected on the target itself: not comparable with the other rows"]
+        return "\n".join(lines) + "\n"
+
+    def markdown(self) -> str:
+        """Everything for a reader; the tables are aligned and can be read as plain text."""
+        run = self.run
+        lines = [f"# {self._title()}", ""]
+        if self.notes:
+            lines += ["\n>\n".join(f"> **Note:** {note}" for note in self.notes), ""]
+        if run.get("command"):
+            lines += ["```", str(run["command"]), "```", ""]
+        select_by = run.get("select_by", "the selection metric")
+        if run.get("steps") is not None:
+            lines += [f"{run['steps']} steps, selected by {select_by}. Figures by protocol:", ""]
+        lines += [
+            f"- **{_label(protocol)}**: {_FOOTNOTES[protocol].format(select_by=select_by)}"
+            for protocol in _protocols(self.records)
+            if protocol in _FOOTNOTES
+        ]
+        for part in _parts(self.records):
+            records = [record for record in _main(self.records) if record["part"] == part]
+            lines += ["", f"## {_heading(part, records)}", "", self._caption(part, records, intervals=True), ""]
+            lines += self._per_target(records, True)
+            average = self._average(part)
+            lines += ["", "### Average", "", *average] if average else []
+        lines += self._sources()
+        lines += self._classes()
+        if not self.records:
+            lines += ["", "No target is finished."]
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """Long format, one figure a line, in full precision; recall per class as recall_0, recall_1, …"""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        keys = ["target", "seed", "protocol", "checkpoint", "step", "environment", "role", "part", "n"]
+        writer.writerow([*keys, "metric", "value", "low", "high"])
+        for record in self.records:
+            place = [record.get(key) for key in keys]
+            for metric, value in record["metrics"].items():
+                if metric == "confusion":
+                    continue
+                low, high = record.get("intervals", {}).get(metric) or (None, None)
+                if isinstance(value, list):
+                    writer.writerows([*place, f"{metric}_{k}", one, None, None] for k, one in enumerate(value))
+                else:
+                    writer.writerow([*place, metric, value, low, high])
+        return buffer.getvalue()
+
+    def json(self) -> str:
+        """Run, notes, averages and records, in full precision."""
+        everything = {
+            "run": dict(self.run),
+            "notes": self.notes,
+            "averages": self.averages(),
+            "records": [dict(record) for record in self.records],
+        }
+        return json.dumps(everything, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Write summary.md, .csv and .json; a reader sees the old file or the new one, never half of it."""
+        for suffix, content in (("md", self.markdown()), ("csv", self.csv()), ("json", self.json())):
+            partial = folder / f".summary.{suffix}.partial"
+            partial.write_text(content, encoding="utf-8")
+            os.replace(partial, folder / f"summary.{suffix}")
+
+    def _title(self) -> str:
+        return f"{self.run.get('name', 'run')}: {self.run.get('algorithm', '?')} on {self.run.get('dataset', '?')}"
+
+    def _caption(self, part: str, records: Sequence[Record], intervals: bool) -> str:
+        what = "" if intervals else f"{_heading(part, records)}. "
+        seeds = _distinct(record["seed"] for record in records)
+        if len(seeds) > 1:
+            return f"{what}Mean ± standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}."
+        if intervals and any(record.get("intervals") for record in records):
+            return (
+                f"{what}Seed {seeds[0]}. [low, high] is a 95 % percentile bootstrap interval, from drawing groups of "
+                "images that belong together, such as a patient's. It holds for these weights: another seed moves more."
+            )
+        return f"{what}Seed {seeds[0]}."
+
+    def _per_target(self, records: Sequence[Record], intervals: bool) -> list[str]:
+        """One row per target environment and protocol: one seed as it is, several as mean ± deviation."""
+        metrics = _metrics(records, COLUMNS)
+        num_seeds = len(_distinct(record["seed"] for record in records))
+        head = ["target" if records[0]["role"] == "target" else "environment", "protocol"]
+        head += ["step", "n", *(COLUMNS[metric] for metric in metrics)]
+        rows = []
+        for unit in _distinct(map(_unit, records)):
+            for protocol in _protocols(records):
+                found = [record for record in records if (_unit(record), record["protocol"]) == (unit, protocol)]
+                if not found:
+                    continue
+                steps = {record.get("step") for record in found} if protocol != MAJORITY else {None}
+                step = steps.pop() if len(steps) == 1 else None
+                cells = [unit, _label(protocol), UNDEFINED if step is None else str(step), str(found[0]["n"])]
+                for metric in metrics:
+                    values = [record["metrics"].get(metric) for record in found]
+                    if num_seeds > 1:
+                        cells.append(_mean_and_deviation(metric, values, num_seeds))
+                    else:
+                        bounds = found[0].get("intervals", {}).get(metric) if intervals else None
+                        between = f" [{_number(metric, bounds[0])}, {_number(metric, bounds[1])}]" if bounds else ""
+                        cells.append(_number(metric, values[0]) + between)
+                rows.append(cells)
+        return _table(head, rows, words=2)
+
+    def _average(self, part: str) -> list[str]:
+        """Mean, standard deviation and standard error of every protocol, each in a row that says so."""
+        averages = [row for row in self.averages() if row["part"] == part and row["metric"] in COLUMNS]
+        if not averages:
+            return []
+        metrics = [metric for metric in COLUMNS if any(row["metric"] == metric for row in averages)]
+        largest = max(averages, key=lambda row: (row["n"], len(row["targets"])))
+        seeds, targets = largest["seeds"], largest["targets"]
+        places = "target" if self.records[0]["target"] != "none" else "environment"
+        caption = (
+            f"Over n = {largest['n']} seeds ({', '.join(map(str, seeds))})"
+            + (f", {len(targets)} {places}s averaged within each seed first." if len(targets) > 1 else ".")
+            if largest["over"] == "seeds"
+            else f"Over n = {largest['n']} {places}s ({', '.join(targets)}), with one seed ({seeds[0]})."
+        )
+        all_seeds = _distinct(record["seed"] for record in _main(self.records) if record["part"] == part)
+        if len(seeds) < len(all_seeds):
+            caption += f" Seeds that lack a {places} are left out."
+        caption += " Standard deviation of the sample (n - 1); standard error = standard deviation / √n."
+        rows = []
+        for protocol in _distinct(row["protocol"] for row in averages):
+            of = {row["metric"]: row for row in averages if row["protocol"] == protocol}
+            for name, key in (("mean", "mean"), ("standard deviation", "sd"), ("standard error", "se")):
+                cells = [_number(metric, of[metric][key]) if metric in of else UNDEFINED for metric in metrics]
+                if key == "mean":
+                    fewer = [len(of[metric]["targets"]) if metric in of else len(targets) for metric in metrics]
+                    cells = [
+                        f"{cell} (of {count})" if count < len(targets) else cell
+                        for cell, count in zip(cells, fewer, strict=True)
+                    ]
+                rows.append([_label(protocol), name, *cells])
+        if any(len(row["targets"]) < len(targets) for row in averages):
+            caption += f" (of k): the figure is defined for k {places}s only."
+        return [caption, "", *_table(["protocol", "", *(COLUMNS[metric] for metric in metrics)], rows, words=2)]
+
+    def _sources(self) -> list[str]:
+        """Train and held-out parts of the source environments, for the best checkpoint."""
+        records = [
+            record
+            for record in self.records
+            if record["role"] == "source" and record["protocol"] == BEST and record["part"] in ("train", "val")
+        ]
+        if not records:
+            return []
+        metrics = _metrics(records, COLUMNS)
+        num_seeds = len(_distinct(record["seed"] for record in records))
+        rows = []
+        for place in _distinct((record["target"], record["environment"], record["part"]) for record in records):
+            found = [r for r in records if (r["target"], r["environment"], r["part"]) == place]
+            cells = [place[0], place[1], "held-out" if place[2] == "val" else place[2], str(found[0]["n"])]
+            for metric in metrics:
+                values = [record["metrics"].get(metric) for record in found]
+                several = num_seeds > 1
+                cells.append(_mean_and_deviation(metric, values, num_seeds) if several else _number(metric, values[0]))
+            rows.append(cells)
+        head = ["target", "source environment", "part", "n", *(COLUMNS[metric] for metric in metrics)]
+        spread = " Mean ± standard deviation (n - 1) over seeds." if num_seeds > 1 else ""
+        return [
+            "",
+            "## Source environments",
+            "",
+            f"The checkpoint of {BEST}. A train part far above the held-out part is overfitting.{spread}",
+            "",
+            *_table(head, rows, words=3),
+        ]
+
+    def _classes(self) -> list[str]:
+        """Recall per class and confusion of the best checkpoint; counts of several seeds are summed."""
+        lines: list[str] = []
+        part = next(iter(_parts(self.records)), None)
+        records = [r for r in _main(self.records) if r["protocol"] == BEST and r["part"] == part]
+        records = [r for r in records if r["metrics"].get("confusion")]
+        for unit in _distinct(map(_unit, records)):
+            found = [record for record in records if _unit(record) == unit]
+            counts = [
+                [sum(cells) for cells in zip(*rows, strict=True)]
+                for rows in zip(*(record["metrics"]["confusion"] for record in found), strict=True)
+            ]
+            seeds = ", ".join(str(record["seed"]) for record in found)
+            names = self.run.get("class_names") or [str(k) for k in range(len(counts))]
+            rows = [
+                [name, _number("recall", row[k] / sum(row) if sum(row) else None), str(sum(row)), *map(str, row)]
+                for k, (name, row) in enumerate(zip(names, counts, strict=True))
+            ]
+            what = "summed over the seeds" if len(found) > 1 else "of seed"
+            lines += ["", f"### {unit}", "", f"Counts {what} {seeds}.", ""]
+            lines += [*_table(["true class", "recall", "images", *(f"answered {name}" for name in names)], rows, 1)]
+        return ["", "## Recall per class and confusion", "", f"The checkpoint of {BEST}.", *lines] if lines else []
+
+
+def build(records: Iterable[Record], run: Mapping[str, Any]) -> Summary:
+    """Gather the final records of a run.
+
+    Args:
+        records: of results.jsonl. Those of kind "final" count; of two about the same thing the later one wins.
+        run: name, algorithm, dataset, command, steps, select_by, notes (facts nobody should miss), targets and seeds
+            (what the run was asked for, to say what is missing), class_names (optional). All go into summary.json.
+    """
+    keys = ("target", "seed", "protocol", "environment", "role", "part")
+    final = {tuple(record[key] for key in keys): record for record in records if record.get("kind") == "final"}
+    targets = [*run.get("targets", ())]
+    targets += _distinct(record["target"] for record in final.values() if record["target"] not in targets)
+    ordered = sorted(final.values(), key=lambda record: (targets.index(record["target"]), record["seed"]))
+    return Summary(run, ordered)
+
+
+def _main(records: Iterable[Record]) -> list[Record]:
+    """What a run is about: its targets, or without a target its source environments."""
+    return [record for record in records if record["role"] == "target" or record["target"] == "none"]
+
+
+def _parts(records: Iterable[Record]) -> list[str]:
+    found = {record["part"] for record in _main(records)}
+    return [part for part in PARTS if part in found]
+
+
+def _heading(part: str, records: Sequence[Record]) -> str:
+    if part == "whole":
+        return PARTS[part]
+    owner = "the target environment" if records[0]["role"] == "target" else "each source environment (no target)"
+    return f"{PARTS[part]} of {owner}"
+
+
+def _unit(record: Record) -> str:
+    """Name of a row: the environment, and what it was held out together with."""
+    target, environment = str(record["target"]), str(record["environment"])
+    return environment if target in (environment, "none") else f"{environment} (of {target})"
+
+
+def _label(protocol: str) -> str:
+    return f"{protocol} †" if protocol == ORACLE else protocol
+
+
+def _protocols(records: Iterable[Record]) -> list[str]:
+    found = _distinct(record["protocol"] for record in records)
+    return sorted(found, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
+def _metrics(records: Iterable[Record], among: Iterable[str] | None = None) -> list[str]:
+    """Metrics with a number in one record or more, in the order of `among`, or as found."""
+    found = _distinct(
+        name for record in records for name, value in record["metrics"].items() if isinstance(value, int | float)
+    )
+    return found if among is None else [name for name in among if name in found]
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Mean, standard deviation of the sample, standard error, and of how many values."""
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    se = None if sd is None else sd / math.sqrt(len(values))
+    return {"mean": statistics.fmean(values), "sd": sd, "se": se, "n": len(values)}
+
+
+def _mean_and_deviation(metric: str, values: Sequence[float | None], num_seeds: int) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return UNDEFINED
+    spread = _spread(known)
+    some = f" (n={len(known)})" if len(known) < num_seeds else ""
+    deviation = f" ± {_number(metric, spread['sd'])}" if len(known) > 1 else ""
+    return f"{_number(metric, spread['mean'])}{deviation}{some}"
+
+
+def _number(metric: str, value: float | None) -> str:
+    """A figure as a reader wants it: shares with 3 decimals, dB with 2, errors and losses with 3 digits or more."""
+    if value is None:
+        return UNDEFINED
+    if metric == "psnr":
+        return f"{value:.2f}"
+    if metric in ("mse", "total_loss"):
+        return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.3f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Lines of a Markdown table, padded so that it reads as plain text; the first `words` columns are left-aligned."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
+    pad = [str.ljust if i < words else str.rjust for i in range(len(head))]
+    lines = ["| " + " | ".join(pad[i](row[i], widths[i]) for i in range(len(head))) + " |" for row in cells]
+    rule = ["-" * width if i < words else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return [lines[0], "| " + " | ".join(rule) + " |", *lines[1:]]

@@ -1,0 +1,525 @@
+"""The loop: one algorithm, trained with some environments left out and judged on them. Reads from top to bottom.
+
+    run = Run(...)                 # everything that the targets and seeds of a run share, see `cli.train`
+    train_all_targets(run)
+
+A step is a function of the run's seed and the step's number alone: the order of the images, their augmentation and
+every random draw are keyed by both. So going on from a checkpoint needs weights, optimisers and the step, no more.
+"""
+
+import math
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from domainbed import checkpoint, evaluator, metrics, model_selection, reconstructions, summary
+from domainbed.algorithms.base import Algorithm, ExplainsWeights, Posterior, Predictor, SeesClassCounts
+from domainbed.checkpoint import construct
+from domainbed.datasets.augment import Augment
+from domainbed.datasets.loaders import TrainLoader, in_order
+from domainbed.datasets.prepare import Images
+from domainbed.engine import Engine, NonFiniteLoss
+from domainbed.errors import UserError
+from domainbed.model_selection import PROTOCOLS
+from domainbed.records import Records
+from domainbed.settings import RunSettings
+
+#: Between checkpoints, `last` is saved this often, so that a power cut costs minutes and not hours.
+SAVE_EVERY_SECONDS = 300
+LOG_EVERY_SECONDS = 30
+EVALUATION_SEED = 20_230_920  # of the noise in evaluated losses; any constant
+
+
+class Interrupted(Exception):
+    """The run was told to stop and has saved where it is."""
+
+
+@dataclass
+class Run:
+    """What all targets and seeds of a run share.
+
+    Attributes:
+        settings: of the run, every automatic choice resolved.
+        algorithm: the class. hparams: its hyper-parameters.
+        augment: of training images. images: of all environments.
+        targets: environments that are left out, one list for each training; [] for training without a target.
+        folder: `results/train_output/<dataset>/<name>`.
+        config: the resolved configuration, as plain data.
+        command: the command line.
+    """
+
+    settings: RunSettings
+    algorithm: type[Algorithm]
+    hparams: Any
+    augment: Augment
+    images: Images
+    targets: list[list[int]]
+    folder: Path
+    config: dict[str, Any]
+    command: str
+    engine: Engine
+    records: Records
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds to repeat the run with."""
+        return self.settings.seeds or [self.settings.seed]
+
+    def target_name(self, target: list[int]) -> str:
+        """Name of a target in folders and records: "idrid", "idrid+srahim", or "none"."""
+        return "+".join(self.images.environments[environment] for environment in target) or "none"
+
+    def base(self, seed: int) -> Path:
+        """Folder of everything that belongs to one seed."""
+        return self.folder / f"seed_{seed}" if len(self.seeds) > 1 else self.folder
+
+
+def train_all_targets(run: Run) -> summary.Summary:
+    """Train every target with every seed, skip those that are done, and write the summary.
+
+    Raises:
+        UserError: a loss is not finite, the disk is full, a checkpoint is broken.
+        Interrupted: by SIGINT or SIGTERM, after saving.
+    """
+    for seed in run.seeds:
+        for target in run.targets:
+            Training(run, seed, target).run()
+            write_summary(run)
+    result = write_summary(run)
+    run.records.log("\n" + result.text())
+    run.records.log(f"\nsummary, pictures and weights are in {run.folder}")
+    return result
+
+
+def write_summary(run: Run) -> summary.Summary:
+    """Write the summary of what is finished so far."""
+    settings = run.settings
+    described = {
+        "name": run.folder.name,
+        "algorithm": settings.algorithm,
+        "dataset": settings.dataset,
+        "command": run.command,
+        "steps": settings.steps,
+        "select_by": settings.select_by,
+        "notes": run.notes,
+        "targets": [run.target_name(target) for target in run.targets],
+        "seeds": run.seeds,
+        "class_names": run.images.classes,
+    }
+    result = summary.build(run.records.read(), described)
+    with checkpoint.explain_os_errors("writing the summary"):
+        result.write(run.folder)
+    return result
+
+
+class Training:
+    """One algorithm, one seed, one target.
+
+    Args:
+        run: what it shares with others.
+        seed: of everything but the splits.
+        target: the environments that are left out; [] for none.
+    """
+
+    def __init__(self, run: Run, seed: int, target: list[int]) -> None:
+        self.run_, self.seed, self.target = run, seed, target
+        self.images, self.engine, self.records, self.settings = run.images, run.engine, run.records, run.settings
+        self.name = run.target_name(target)
+        self.sources = [e for e in range(len(run.images.environments)) if e not in target]
+        self.folder = run.base(seed) / f"te_{self.name}"
+        self.checkpoints = self.folder / "checkpoints"
+        self.best: float | None = None
+        self.oracle: float | None = None
+
+    # --- the way of a run, from top to bottom ---
+
+    def run(self) -> None:
+        """Train, or go on, or do nothing where the target is done."""
+        log, settings = self.records.log, self.settings
+        title = f"target {self.name}, seed {self.seed}"
+        if (self.folder / "done").exists():
+            log(f"\n{title}: done already")
+            return
+        log(f"\n{title}: trains on {', '.join(self.images.environments[e] for e in self.sources)}")
+        loader = self.loader()
+        self.choose_selection_environments()
+        start = self.begin()
+        writer = self.records.tensorboard(
+            self.run_.base(self.seed) / "tensorboard" / f"te_{self.name}", purge_step=start + 1 if start else None
+        )
+        writer.add_text("config", f"```\n{self.run_.command}\n{self.run_.config}\n```", start)
+        if start == 0:
+            self.dump(0, writer)
+        saved_at = logged_at = time.monotonic()
+        began = time.monotonic()
+        with stop_signals() as stop, tqdm(
+            total=settings.steps, initial=start, desc=title, unit="step", disable=None, dynamic_ncols=True
+        ) as bar:
+            for step in range(start, settings.steps):
+                seed_everything(self.seed, step)
+                minibatches = [
+                    (self.engine.to_device(x), y.to(self.engine.device, non_blocking=True))
+                    for x, y in loader.minibatches(step)
+                ]
+                try:
+                    losses = self.algorithm.update(minibatches)
+                except NonFiniteLoss as error:
+                    raise self.explain_non_finite(error, step, minibatches) from None
+                done = step + 1
+                bar.update()
+                now = time.monotonic()
+                at_checkpoint = done % settings.checkpoint_freq == 0 or done == settings.steps
+                if done % settings.tb_freq == 0 or done == settings.steps:
+                    self.record_losses(done, losses, writer)
+                if at_checkpoint or now - logged_at > LOG_EVERY_SECONDS:
+                    log(progress(done, start, settings.steps, now - began, losses))
+                    logged_at = now
+                if settings.recon_freq and done % settings.recon_freq == 0 and done < settings.steps:
+                    self.dump(done, writer)
+                if at_checkpoint:
+                    self.judge(done, writer)
+                if at_checkpoint or stop.asked or now - saved_at > SAVE_EVERY_SECONDS:
+                    self.save_last(done)
+                    saved_at = time.monotonic()
+                if stop.asked and done < settings.steps:
+                    log(f"stopped by {stop.asked} after step {done}. Go on with --resume")
+                    raise Interrupted
+        self.finish(writer)
+
+    def loader(self) -> TrainLoader:
+        """Return the loader of the training environments."""
+        hparams, images = self.run_.hparams, self.images
+        if not images.classes and hparams.class_balanced:
+            raise UserError("class_balanced = true needs labels, but these images have none. Leave it out")
+        return TrainLoader(
+            images, self.sources, hparams.batch_size, self.seed, self.run_.augment, hparams.class_balanced
+        )
+
+    def choose_selection_environments(self) -> None:
+        """Decide, from labels alone, over which environments `best` and `oracle` are scored."""
+        metric = self.settings.select_by
+        self.scored: dict[str, list[str]] = {}
+        for checkpoint_name, environments in (("best", self.sources), ("oracle", self.target)):
+            if not environments:
+                continue
+            labels = {
+                self.images.environments[e]: self.images.labels[self.images.select(e, "val")] for e in environments
+            }
+            try:
+                self.scored[checkpoint_name], left_out = model_selection.defined_environments(metric, labels)
+            except UserError as error:
+                if checkpoint_name == "best":
+                    raise
+                self.records.log(f"WARNING: no oracle checkpoint: {error}")
+                continue
+            if left_out:
+                self.records.log(
+                    f"{checkpoint_name}: {metric} is undefined on the held-out images of {', '.join(left_out)}, "
+                    "which have a single class; they do not count for the choice"
+                )
+
+    def begin(self) -> int:
+        """Make the algorithm, from its `last` checkpoint if there is one; return the step to go on from."""
+        run, last = self.run_, self.checkpoints / "last"
+        seed_everything(self.seed, -1)
+        shape, classes, domains = self.images.input_shape, len(self.images.classes), len(self.sources)
+        resumed = checkpoint.exists(last)
+        build = construct if resumed else lambda cls, *args: cls(*args)
+        self.algorithm: Algorithm = build(run.algorithm, shape, classes, domains, run.hparams)
+        self.check_batch_norm()
+        if isinstance(self.algorithm, SeesClassCounts):
+            rows = np.concatenate([self.images.select(e, "train") for e in self.sources])
+            counts = np.bincount(self.images.labels[rows], minlength=classes)
+            self.algorithm.set_class_counts(torch.from_numpy(counts).float())
+        self.engine.prepare(self.algorithm)
+        if isinstance(self.algorithm, ExplainsWeights):
+            meaning = self.algorithm.explain_weights(self.settings.steps, run.hparams.batch_size * domains)
+            for line in meaning.lines():
+                self.records.log(line)
+        for note in self.algorithm.notes:
+            self.note(note)
+        if not resumed:
+            self.records.drop_after(self.name, self.seed, 0)
+            self.records.write(
+                self.record("start", 0)
+                | {"sources": [self.images.environments[e] for e in self.sources], "batch_coupled": self.algorithm.batch_coupled}
+                | ({"weights": meaning.as_dict()} if isinstance(self.algorithm, ExplainsWeights) else {})
+            )
+            checkpoint.save(self.checkpoints / "init", self.algorithm, self.meta(0))
+            return 0
+        meta = checkpoint.load_weights(last, self.algorithm)
+        state = checkpoint.load_state(last)
+        try:
+            self.engine.load_optimizer_state(state["optimizers"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{last}/state.pt does not fit this algorithm: {error}. Start the run anew") from None
+        self.best, self.oracle = meta["best"], meta["oracle"]
+        if meta["machine"] != self.engine.describe():
+            self.records.log(
+                f"WARNING: this run began on {meta['machine']} and goes on on {self.engine.describe()}: "
+                "what follows is not bit for bit what it would have been"
+            )
+        self.records.drop_after(self.name, self.seed, meta["step"])
+        self.records.log(f"goes on after step {meta['step']}")
+        return int(meta["step"])
+
+    def judge(self, step: int, writer: Any) -> None:
+        """Evaluate the held-out split of every environment; keep `best` and `oracle` where they improve."""
+        figures: dict[str, dict[str, Any]] = {}
+        for environment, name in enumerate(self.images.environments):
+            rows = self.images.select(environment, "val")
+            if not len(rows):
+                continue
+            found = evaluator.figures(self.outputs(rows), ordinal=self.images.ordinal, intervals=False)
+            figures[name] = found["metrics"]
+            role = "target" if environment in self.target else "source"
+            self.records.write(
+                self.record("eval", step)
+                | {"environment": name, "role": role, "part": "val", "n": found["n"], "metrics": found["metrics"]}
+            )
+            for metric, value in found["metrics"].items():
+                if isinstance(value, (int, float)):
+                    writer.add_scalar(f"{name}_{role}_val/{metric}", value, step)
+        self.histograms(step, writer)
+        scores = {
+            name: model_selection.score(self.settings.select_by, {e: figures[e] for e in environments})
+            for name, environments in self.scored.items()
+        }
+        for name, score in scores.items():
+            if model_selection.better(score, getattr(self, name)):
+                setattr(self, name, score)
+                checkpoint.save(self.checkpoints / name, self.algorithm, self.meta(step))
+        metric = self.settings.select_by
+        text = ", ".join(f"{e} {f[metric]:.4g}" for e, f in figures.items() if f.get(metric) is not None)
+        best = f"; best so far {abs(self.best):.4g}" if self.best is not None else ""
+        self.records.log(f"  held-out {metric}: {text or 'undefined'}{best}")
+
+    def finish(self, writer: Any) -> None:
+        """Judge the target once with every protocol's checkpoint, export `best`, and mark the target as done."""
+        self.dump(None, writer)
+        if not checkpoint.exists(self.checkpoints / "best"):
+            self.note(f"target {self.name}, seed {self.seed}: {self.settings.select_by} was undefined at every checkpoint, so there is no best")
+        cached: dict[int, list[dict[str, Any]]] = {}
+        for protocol, name in PROTOCOLS.items():
+            if not checkpoint.exists(self.checkpoints / name):
+                continue
+            meta = checkpoint.load_weights(self.checkpoints / name, self.algorithm)
+            step = int(meta["step"])
+            if step not in cached:  # two protocols often choose the same step: its weights are judged once
+                cached[step] = self.final_figures(with_train=name == "best")
+            for figures in cached[step]:
+                if figures["part"] != "train" or name == "best":
+                    self.records.write(self.record("final", step) | {"protocol": protocol, "checkpoint": name} | figures)
+            if name == "best":
+                config, path = self.run_.config, self.folder / "model.safetensors"
+                checkpoint.export(path, self.algorithm, config, self.meta(step))
+        for figures in self.majority_figures():
+            self.records.write(self.record("final", self.settings.steps) | figures)
+        writer.flush()
+        self.engine.release()
+        (self.folder / "done").write_text(f"{self.settings.steps} steps\n")
+
+    # --- parts ---
+
+    def outputs(self, rows: np.ndarray) -> evaluator.Outputs:
+        """Run the algorithm over some rows, with the run's precision and noise of its own."""
+        batches = (
+            (self.engine.to_device(x), y.to(self.engine.device))
+            for x, y in in_order(self.images, rows, self.settings.eval_batch_size)
+        )
+        with self.engine.evaluation(self.algorithm, EVALUATION_SEED):
+            return evaluator.evaluate(self.algorithm, batches, self.images.groups[rows].tolist())
+
+    def final_figures(self, with_train: bool) -> list[dict[str, Any]]:
+        """Figures of every target, whole and by part, and of the held-out (and training) split of every source."""
+        found = []
+        for environment, name in enumerate(self.images.environments):
+            if environment in self.target:
+                rows = self.images.select(environment)
+                outputs = self.outputs(rows)
+                parts: dict[str, Any] = {"whole": None}
+                for part in ("val", "test"):
+                    mask = torch.from_numpy(self.images.split[rows] == part)
+                    if mask.any():
+                        parts[part] = mask
+                for part, mask in parts.items():
+                    figures = evaluator.figures(outputs, mask, ordinal=self.images.ordinal, intervals=True)
+                    found.append({"environment": name, "role": "target", "part": part, **figures})
+                    if outputs.needs_label:
+                        found[-1]["needs_label"] = True
+                continue
+            for part in ("val", "test", "train") if with_train else ("val", "test"):
+                rows = self.images.select(environment, part)
+                if len(rows):
+                    intervals = part != "train" and not self.target
+                    figures = evaluator.figures(self.outputs(rows), ordinal=self.images.ordinal, intervals=intervals)
+                    found.append({"environment": name, "role": "source", "part": part, **figures})
+        return found
+
+    def majority_figures(self) -> Iterator[dict[str, Any]]:
+        """Figures of always answering the most frequent class of the training images."""
+        if not isinstance(self.algorithm, Predictor) or len(self.images.classes) < 2:
+            return
+        train = np.concatenate([self.images.labels[self.images.select(e, "train")] for e in self.sources])
+        for environment, name in enumerate(self.images.environments):
+            role = "target" if environment in self.target else "source"
+            for part in ("whole", "val", "test"):
+                rows = self.images.select(environment, None if part == "whole" else part)
+                if not len(rows) or (part == "whole" and role == "source"):
+                    continue
+                figures = metrics.majority(
+                    torch.from_numpy(train),
+                    torch.from_numpy(self.images.labels[rows]),
+                    len(self.images.classes),
+                    self.images.ordinal,
+                )
+                yield {
+                    "protocol": summary.MAJORITY, "checkpoint": None, "environment": name, "role": role, "part": part,
+                    "n": len(rows), "num_groups": len(set(self.images.groups[rows])), "metrics": figures, "intervals": {},
+                }  # fmt: skip
+
+    def record(self, kind: str, step: int) -> dict[str, Any]:
+        """The beginning of every record."""
+        return {"kind": kind, "target": self.name, "seed": self.seed, "step": step}
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What checkpoint.json says."""
+        return {
+            "step": step,
+            "target": self.name,
+            "seed": self.seed,
+            "best": self.best,
+            "oracle": self.oracle,
+            "select_by": self.settings.select_by,
+            "input_shape": list(self.images.input_shape),
+            "classes": self.images.classes,
+            "ordinal": self.images.ordinal,
+            "num_domains": len(self.sources),
+            "environments": self.images.environments,
+            "sources": [self.images.environments[e] for e in self.sources],
+            "machine": self.engine.describe(),
+        }
+
+    def save_last(self, step: int) -> None:
+        """Save everything that the run needs to go on."""
+        state = {"optimizers": self.engine.optimizer_state()}
+        checkpoint.save(self.checkpoints / "last", self.algorithm, self.meta(step), state)
+
+    def record_losses(self, step: int, losses: dict[str, torch.Tensor], writer: Any) -> None:
+        """Write the terms of the loss of one step."""
+        values = {"total_loss" if key == "loss" else key: value.item() for key, value in losses.items()}
+        self.records.write(self.record("train", step) | values)
+        for key, value in values.items():
+            writer.add_scalar(f"train/{key}", value, step)
+
+    def dump(self, step: int | None, writer: Any) -> None:
+        """Write the pictures of a step; None is the end."""
+        folder = self.run_.base(self.seed) / ("recon_final" if step is None else f"recon_step_{step}") / f"te_{self.name}"
+        at = self.settings.steps if step is None else step
+        title = f"{self.settings.algorithm} · step {at} · target {self.name}"
+        for name, picture in reconstructions.dump(self.algorithm, self.engine, self.images, folder, title).items():
+            writer.add_image(f"reconstructions/{name}", picture, at, dataformats="HWC")
+
+    def histograms(self, step: int, writer: Any) -> None:
+        """Write histograms of the posterior of the fixed images, per environment."""
+        if not isinstance(self.algorithm, Posterior):
+            return
+        for environment, name in enumerate(self.images.environments):
+            rows = reconstructions.fixed_rows(self.images, environment, "val")
+            if len(rows):
+                with self.engine.evaluation(self.algorithm, EVALUATION_SEED):
+                    mean, logvar = self.algorithm.posterior(self.engine.to_device(self.images.pixels(rows)))
+                writer.add_histogram(f"latent/{name}_mean", mean.float().cpu(), step)
+                writer.add_histogram(f"latent/{name}_sigma", (0.5 * logvar.float()).exp().cpu(), step)
+
+    def note(self, text: str) -> None:
+        """Say something that nobody should miss: at the start, in the log, and in the summary."""
+        self.records.log(f"WARNING: {text}")
+        if text not in self.run_.notes:
+            self.run_.notes.append(text)
+            self.records.write({"kind": "note", "text": text})
+
+    def check_batch_norm(self) -> None:
+        """Refuse a batch of one image for a network with BatchNorm, whose variance it would take from one value."""
+        batch = self.run_.hparams.batch_size * len(self.sources)
+        layers = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+        if batch == 1 and any(isinstance(module, layers) and module.training for module in self.algorithm.modules()):
+            raise UserError(
+                "batch_size = 1 with one training environment is a batch of one image, which BatchNorm can't "
+                "normalise. Use batch_size=2 or more"
+            )
+
+    def explain_non_finite(self, error: NonFiniteLoss, step: int, minibatches: list[Any]) -> UserError:
+        """Say which environments' minibatch alone makes the loss infinite or not a number."""
+        guilty = []
+        for environment, minibatch in zip(self.sources, minibatches, strict=True):
+            seed_everything(self.seed, step)
+            with torch.no_grad(), self.engine.accelerator.autocast():
+                loss = self.algorithm.losses([minibatch])["loss"]
+            if not math.isfinite(loss.item()):
+                guilty.append(self.images.environments[environment])
+        who = (
+            f"the minibatch of {' and of '.join(guilty)} alone gives it"
+            if guilty
+            else "no environment's minibatch alone gives it"
+        )
+        return UserError(
+            f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: {', '.join(error.terms)}; "
+            f"{who}. The weights before this step are kept in {self.checkpoints}. Lower lr, or use --precision float32"
+        )
+
+
+def seed_everything(seed: int, step: int) -> None:
+    """Set every generator that an algorithm may draw from to a state that depends on seed and step alone."""
+    state = int(np.random.SeedSequence((seed, step + 1)).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    torch.manual_seed(state)
+
+
+def progress(done: int, start: int, total: int, seconds: float, losses: dict[str, torch.Tensor]) -> str:
+    """A line with the step, the losses, the rate and the time left."""
+    rate = (done - start) / max(seconds, 1e-9)
+    left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate))
+    terms = ", ".join(f"{'total_loss' if key == 'loss' else key} {value.item():.4g}" for key, value in losses.items())
+    return f"step {done}/{total}: {terms} ({rate:.2f} steps/s, {left} left)"
+
+
+@dataclass
+class Stop:
+    """Whether the run was asked to stop, and by which signal."""
+
+    asked: str = ""
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a wish that the loop grants between two steps; a second SIGINT is at once."""
+    stop = Stop()
+    before: dict[signal.Signals, Any] = {}
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.asked = signal.Signals(number).name
+
+    try:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            before[one] = signal.signal(one, ask)
+    except ValueError:  # not in the main thread: whoever runs this handles signals
+        pass
+    try:
+        yield stop
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -1,0 +1,46 @@
+"""Packaging. Settings of the tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version = next(
+    line.split('"')[1] for line in Path("domainbed/__init__.py").read_text().splitlines() if line.startswith("__version__")
+)
+
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.4"]
+
+setup(
+    name="domainbed-ae",
+    version=version,
+    description="Autoencoders and domain generalisation: does what a model learns survive the next camera?",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["domainbed", "domainbed.*"]),
+    package_data={"domainbed": ["py.typed"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "timm>=1.0.15",
+        "numpy>=1.26",
+        "pyyaml>=6",
+        "pillow>=10.1",
+        "tqdm>=4.66",
+        "tensorboard>=2.16",
+        "accelerate>=1.6",  # device, precision and the optimiser step
+        "torchmetrics>=1.6",  # figures of classification and reconstruction
+        "pydantic>=2.7",  # types and ranges of settings
+        "safetensors>=0.4.5",  # weights that execute no code
+        "huggingface-hub>=0.25",  # the cache of pretrained weights
+        "opencv-python-headless>=4.9",  # CLAHE, and the drawing of SyntheticFundus
+    ],
+    extras_require={"test": TEST, "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm"]},
+    entry_points={
+        "console_scripts": ["domainbed=domainbed.cli:main"],
+        # other packages announce theirs in the same groups: Name = "package.module:Class"
+        "domainbed.algorithms": [],
+        "domainbed.datasets": [],
+    },
+)

@@ -1,0 +1,91 @@
+"""Class order against hand-written expectations."""
+
+import random
+
+import pytest
+
+from domainbed.datasets import fundus_drawing
+from domainbed.datasets.labels import GRADES, grade, order
+
+
+def test_integers_sort_numerically():
+    names = [str(number) for number in range(12)]
+    random.Random(0).shuffle(names)
+    scale = order(names)
+    assert scale.classes == [str(number) for number in range(12)]
+    assert all(scale.index[str(number)] == number for number in range(12))
+    assert scale.ordinal
+
+
+def test_integers_that_do_not_occur_are_no_classes():
+    scale = order(["7", "3", "10"])
+    assert (scale.classes, scale.index) == (["3", "7", "10"], {"3": 0, "7": 1, "10": 2})
+
+
+def test_spellings_of_one_integer_are_one_class():
+    scale = order(["01", "1", "1.0", "2"])
+    assert scale.classes == ["1", "2"]
+    assert scale.index == {"01": 0, "1": 0, "1.0": 0, "2": 1}
+
+
+SPELLINGS = {
+    0: ["no_dr", "nodr", "No DR", "NO-DR", "normal", "Healthy", "No_Diabetic_Retinopathy", "no apparent retinopathy",
+        "0", "00", "0_no_dr", "0 - No DR", "grade_0", "Level0"],
+    1: ["mild", "Mild", "mild_npdr", "Mild NPDR", "mild-dr", "Mild_nonproliferative_diabetic_retinopathy", "1",
+        "1_mild", "1.0", "Grade 1", "1. Mild"],
+    2: ["moderate", "MODERATE", "moderate_NPDR", "Moderate DR", "2", "2-moderate", "stage_2"],
+    3: ["severe", "Severe_NPDR", "severe npdr", "severe dr", "3", "class3"],
+    4: ["proliferative", "Proliferative_DR", "proliferate_dr", "Proliferate_DR", "PDR", "pdr",
+        "Proliferative Diabetic Retinopathy", "4", "4_pdr", "DR4"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("expected", "name"), [(g, name) for g, names in SPELLINGS.items() for name in names])
+def test_grade_spellings(expected, name):
+    assert grade(name) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["5", "5.0", "-1", "1.5", "10", "44", "glaucoma", "cat", "", "dr", "npdr", "nonproliferative", "nonpdr", "0_mild", "mild_2x",
+     "very severe", "severely", "no", "grade", "images", "train"],
+)  # fmt: skip
+def test_what_is_no_grade(name):
+    assert grade(name) is None
+
+
+def test_words_and_numbers_of_several_environments_are_the_same_classes():
+    scale = order(["0", "1", "2", "3", "4", "no_dr", "Mild", "moderate_npdr", "severe", "PDR"])
+    assert scale.classes == list(GRADES)
+    assert [scale.index[n] for n in ("0", "1", "2", "3", "4")] == [0, 1, 2, 3, 4]
+    assert [scale.index[n] for n in ("no_dr", "Mild", "moderate_npdr", "severe", "PDR")] == [0, 1, 2, 3, 4]
+    assert scale.ordinal
+
+
+def test_a_grade_of_the_disease_that_nobody_has_shifts_no_other():
+    scale = order(["no_dr", "severe"])
+    assert scale.classes == list(GRADES)
+    assert scale.index == {"no_dr": 0, "severe": 3}
+
+
+def test_severity_alone_keeps_its_order_and_the_classes_that_occur():
+    scale = order(["severe", "normal", "mild"])
+    assert scale.classes == ["normal", "mild", "severe"]
+    assert scale.index == {"normal": 0, "mild": 1, "severe": 2}
+    assert scale.ordinal
+
+
+@pytest.mark.parametrize("names", [["dog", "cat"], ["normal", "glaucoma"], ["0", "cat"], ["7", "mild"], ["Cat", "cat"]])
+def test_everything_else_is_sorted_by_name(names):
+    scale = order(names)
+    assert scale.classes == sorted(names)
+    assert scale.index == {name: i for i, name in enumerate(sorted(names))}
+    assert not scale.ordinal
+
+
+def test_no_names():
+    assert (order([]).classes, order([]).index, order([]).ordinal) == ([], {}, False)
+
+
+def test_the_drawing_has_the_same_grades():
+    assert fundus_drawing.GRADES == GRADES

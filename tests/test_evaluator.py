@@ -1,0 +1,134 @@
+"""The loop against figures computed by hand on the same images, for algorithms with and without each capability."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from domainbed import metrics
+from domainbed.evaluator import Outputs, evaluate, figures
+
+N, K = 10, 3
+
+
+class Plain(nn.Module):
+    """An objective and nothing else."""
+
+    num_classes = K
+
+    def losses(self, minibatches):
+        x, y = minibatches[0]
+        return {"loss": x.mean() + y.float().mean(), "KLD_loss": x.square().mean()}
+
+
+class Predictor(Plain):
+    def predict(self, x):
+        return x.flatten(1)[:, :K].bfloat16()
+
+
+class Autoencoder(Plain):
+    def reconstruct(self, x, y=None):
+        assert y is None, "the label was given away"
+        return x * 0.5
+
+
+class Conditional(Plain):
+    def reconstruct(self, x, y):
+        return x * (y.float() / K)[:, None, None, None]
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(N, 3, 16, 16, generator=generator), torch.arange(N) % K, [f"p{i // 2}" for i in range(N)]
+
+
+def batches(x, y, size=4):
+    return zip(x.split(size), y.split(size), strict=True)  # 4, 4, 2
+
+
+def test_losses_are_means_over_images(data):
+    x, y, groups = data
+    outputs = evaluate(Plain(), batches(x, y), groups)
+    expected = {"total_loss": (x.mean() + y.float().mean()).item(), "KLD_loss": x.square().mean().item()}
+    assert outputs.losses == pytest.approx(expected)
+    assert (outputs.probabilities, outputs.per_image, outputs.needs_label) == (None, {}, False)
+    assert torch.equal(outputs.labels, y) and outputs.groups == groups
+
+
+def test_a_predictor_gives_probabilities_in_float32(data):
+    x, y, groups = data
+    probabilities = evaluate(Predictor(), batches(x, y), groups).probabilities
+    assert probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities, x.flatten(1)[:, :K].bfloat16().float().softmax(1))
+
+
+def test_an_autoencoder_gives_figures_of_each_image(data):
+    x, y, groups = data
+    outputs = evaluate(Autoencoder(), batches(x, y), groups)
+    torch.testing.assert_close(outputs.per_image, metrics.reconstruction(x * 0.5, x))
+    assert not outputs.needs_label
+
+
+def test_a_model_that_needs_the_label_gets_it_and_says_so(data):
+    x, y, groups = data
+    outputs = evaluate(Conditional(), batches(x, y), groups)
+    assert outputs.needs_label
+    torch.testing.assert_close(
+        outputs.per_image["mse"], (x * (1 - y / K)[:, None, None, None]).square().mean((1, 2, 3))
+    )
+
+
+def test_groups_that_do_not_match_are_refused(data):
+    x, y, groups = data
+    for wrong, given in [(groups[:-1], batches(x, y)), ([], ())]:
+        with pytest.raises(ValueError, match="one group for each image"):
+            evaluate(Plain(), given, wrong)
+
+
+@pytest.fixture
+def outputs():
+    probabilities = torch.eye(K)[torch.tensor([0, 1, 2, 0, 0, 0])]
+    mse = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    return Outputs(torch.tensor([0, 1, 2, 0, 1, 2]), list("aabbcd"), probabilities, {"mse": mse}, {"total_loss": 7.0})
+
+
+def test_figures_of_all_images(outputs):
+    record = figures(outputs, ordinal=False, intervals=True)
+    assert (record["n"], record["num_groups"]) == (6, 4)
+    assert record["metrics"]["accuracy"] == pytest.approx(4 / 6)
+    assert record["metrics"]["mse"] == pytest.approx(0.35)
+    assert record["metrics"]["total_loss"] == 7.0
+    assert record["intervals"].keys() == {"accuracy", "balanced_accuracy", "macro_f1", "auc", "mse"}
+    low, high = record["intervals"]["mse"]
+    assert 0.15 <= low < 0.35 < high <= 0.6
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_figures_of_some_images_hold_no_losses(outputs):
+    record = figures(outputs, torch.tensor([1, 1, 0, 0, 1, 0], dtype=torch.bool), ordinal=True, intervals=False)
+    assert (record["n"], record["num_groups"], record["intervals"]) == (3, 2, {})
+    assert record["metrics"]["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert record["metrics"]["recall"] == [1, 0.5, None]
+    assert record["metrics"]["mse"] == pytest.approx((0.1 + 0.2 + 0.5) / 3)
+    assert "total_loss" not in record["metrics"]
+
+
+def test_no_image_has_no_figure(outputs):
+    empty = figures(outputs, torch.zeros(6, dtype=torch.bool), ordinal=True, intervals=True)
+    assert empty == {"n": 0, "num_groups": 0, "metrics": {}, "intervals": {}}
+
+
+def test_a_single_class_has_no_classifier(outputs):
+    outputs.probabilities = torch.ones(6, 1)
+    assert figures(outputs, ordinal=False, intervals=True)["metrics"].keys() == {"mse", "total_loss"}
+
+
+def test_what_is_not_finite_is_none(outputs):
+    outputs.losses, outputs.per_image["mse"][2] = {"total_loss": math.inf, "recon_loss": math.nan}, math.nan
+    record = figures(outputs, ordinal=True, intervals=True)
+    assert [record["metrics"][name] for name in ("total_loss", "recon_loss", "mse")] == [None, None, None]
+    assert record["intervals"]["mse"] is None
+    json.dumps(record, allow_nan=False)

@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+
+from domainbed.errors import UserError
+from domainbed.model_selection import PROTOCOLS, SELECTION_METRICS, better, defined_environments, resolve, score
+
+
+@pytest.mark.parametrize(
+    ("can_predict", "num_classes", "ordinal", "expected"),
+    [
+        (True, 5, True, "kappa"),
+        (True, 5, False, "accuracy"),
+        (False, 5, True, "total_loss"),
+        (True, 1, True, "total_loss"),
+    ],
+)
+def test_auto(can_predict, num_classes, ordinal, expected):
+    assert resolve("auto", can_predict, num_classes, ordinal) == expected
+
+
+def test_every_metric_can_be_named():
+    for name in SELECTION_METRICS:
+        assert resolve(name, True, 5, True, can_reconstruct=True) == name
+
+
+@pytest.mark.parametrize(
+    ("select_by", "arguments", "reason", "offered", "withheld"),
+    [
+        ("kapa", (True, 5, True), "did you mean 'kappa'", "auto", "\n"),
+        ("auc", (False, 5, True), "no predict", "total_loss", "accuracy"),
+        ("accuracy", (True, 1, False), "has 1", "total_loss", "macro_f1"),
+        ("kappa", (True, 5, False), "no order", "accuracy, ", "one of kappa"),
+        ("ssim", (True, 5, False, False), "no reconstruct", "accuracy, ", "psnr"),
+    ],
+)
+def test_a_metric_that_is_not_given_is_refused(select_by, arguments, reason, offered, withheld):
+    with pytest.raises(UserError) as error:
+        resolve(select_by, *arguments)
+    assert reason in str(error.value) and offered in str(error.value) and withheld not in str(error.value)
+
+
+def test_a_score_is_a_mean_over_environments_and_higher_is_better():
+    figures = {"a": {"kappa": 0.2, "mse": 0.1}, "b": {"kappa": 0.6, "mse": 0.3}}
+    assert score("kappa", figures) == pytest.approx(0.4)
+    assert score("mse", figures) == pytest.approx(-0.2)
+    assert math.isnan(score("kappa", figures | {"c": {"kappa": None}}))
+    with pytest.raises(UserError, match=r"no psnr for a\. Use auto or one of kappa, mse"):
+        score("psnr", figures)
+    with pytest.raises(ValueError):
+        score("psnr", {})
+
+
+def test_better_is_strict_and_nan_never_wins():
+    assert better(0.1, None) and better(0.2, 0.1) and better(-1.0, -2.0) and better(0.0, -1.0)
+    assert not better(0.1, 0.1) and not better(0.0, 0.1)
+    assert not better(math.nan, None) and not better(math.nan, 0.1) and not better(math.inf, 0.1)
+
+
+def test_environments_of_one_class_are_left_out_of_kappa_and_auc():
+    labels = {"a": torch.tensor([0, 1]), "b": torch.tensor([1, 1]), "c": [], "d": [2, 0]}
+    for metric in ("kappa", "auc"):
+        assert defined_environments(metric, labels) == (["a", "d"], ["b", "c"])
+    for metric in ("accuracy", "total_loss"):
+        assert defined_environments(metric, labels) == (["a", "b", "d"], ["c"])
+
+
+def test_no_environment_left_is_the_user_s_to_mend():
+    with pytest.raises(UserError, match=r"a has 1, b has 0\. Use select_by=accuracy"):
+        defined_environments("kappa", {"a": [1, 1], "b": []})
+    with pytest.raises(UserError, match=r"b has 0\. Hold out more images"):
+        defined_environments("accuracy", {"b": []})
+
+
+def test_every_protocol_has_its_checkpoint():
+    assert sorted(PROTOCOLS.values()) == ["best", "last", "oracle"]
+    assert "oracle" in next(name for name, checkpoint in PROTOCOLS.items() if checkpoint == "oracle")

@@ -1,0 +1,173 @@
+"""Tables against numbers worked out by hand."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from domainbed.summary import build
+
+BEST, ORACLE, MAJORITY = "training-domain validation", "oracle (test-domain validation)", "majority class"
+RUN = {
+    "name": "first", "algorithm": "VAE_DG", "dataset": "DR", "command": "python train_all.py", "steps": 5000,
+    "select_by": "kappa", "notes": ["encoder started from random weights"], "targets": ["a"], "seeds": [0],
+}  # fmt: skip
+
+
+def record(target="a", environment=None, seed=0, protocol=BEST, part="whole", role="target", intervals=None, **metrics):
+    return {
+        "kind": "final", "target": target, "seed": seed, "protocol": protocol, "checkpoint": "best", "step": 1200,
+        "environment": environment or target, "role": role, "part": part, "n": 40, "num_groups": 20,
+        "metrics": metrics, "intervals": intervals or {},
+    }  # fmt: skip
+
+
+def rows(text):
+    """Cells of every table row in a text."""
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line[:1] == "|"
+    ]
+
+
+def test_one_target_and_one_seed_show_intervals():
+    records = [
+        record(accuracy=0.71249, kappa=None, psnr=24.688, total_loss=15053.24, intervals={"accuracy": [0.65, 0.7714]}),
+        record(accuracy=0.5, kappa=0.1, protocol=ORACLE),
+        record(accuracy=0.4, kappa=0.0, protocol=MAJORITY),
+    ]
+    summary = build(records, RUN)
+    text = summary.markdown()
+    head, _, best, oracle, majority = rows(text)
+    assert head == ["target", "protocol", "step", "n", "accuracy", "kappa", "PSNR (dB)", "total_loss"]
+    assert best == ["a", BEST, "1200", "40", "0.712 [0.650, 0.771]", "–", "24.69", "15053.2"]
+    assert oracle == ["a", f"{ORACLE} †", "1200", "40", "0.500", "0.100", "–", "–"]
+    assert majority == ["a", MAJORITY, "–", "40", "0.400", "0.000", "–", "–"]
+    assert "Average" not in text and summary.averages() == []
+    assert "not comparable with the other rows" in text and "python train_all.py" in text
+    assert "> **Note:** encoder started from random weights" in text
+    assert rows(summary.text())[2][4] == "0.712"
+    assert "! encoder started" in summary.text() and "†" in summary.text()
+
+
+def test_the_lines_of_a_table_are_equally_long():
+    text = build([record(accuracy=0.7), record(accuracy=0.5, protocol=MAJORITY, environment="a|b")], RUN).markdown()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1 and r"a\|b" in text
+
+
+def average(summary, metric, protocol=BEST):
+    return next(row for row in summary.averages() if (row["metric"], row["protocol"]) == (metric, protocol))
+
+
+def test_one_seed_is_averaged_over_targets():
+    values = {"a": 0.2, "b": 0.4, "c": 0.9}
+    summary = build(
+        [record(target, accuracy=value) for target, value in values.items()], RUN | {"targets": list("abc")}
+    )
+    row = average(summary, "accuracy")
+    assert (row["mean"], row["sd"], row["se"]) == pytest.approx((0.5, 0.360555, 0.208167), abs=1e-6)  # sqrt(0.26 / 2)
+    assert (row["n"], row["over"], row["seeds"], row["targets"]) == (3, "targets", [0], ["a", "b", "c"])
+    text = summary.markdown()
+    assert "Over n = 3 targets (a, b, c), with one seed (0)" in text and "(n - 1)" in text
+    assert [cells[1:] for cells in rows(text)[-3:]] == [
+        ["mean", "0.500"],
+        ["standard deviation", "0.361"],
+        ["standard error", "0.208"],
+    ]
+
+
+def test_several_seeds_are_averaged_over_seeds_of_means_over_targets():
+    values = {("a", 0): 0.1, ("b", 0): 0.3, ("a", 1): 0.5, ("b", 1): 0.9}  # means 0.2 and 0.7
+    records = [record(target, seed=seed, accuracy=value) for (target, seed), value in values.items()]
+    summary = build(records, RUN | {"targets": ["a", "b"], "seeds": [0, 1]})
+    row = average(summary, "accuracy")
+    assert (row["mean"], row["sd"], row["se"]) == pytest.approx((0.45, 0.353553, 0.25), abs=1e-6)
+    assert (row["n"], row["over"]) == (2, "seeds")
+    text = summary.markdown()
+    assert "Over n = 2 seeds (0, 1), 2 targets averaged within each seed first" in text
+    assert ["a", BEST, "1200", "40", "0.300 ± 0.283"] in rows(text)  # (0.5 - 0.1) / sqrt(2)
+    assert "standard error" in summary.text()
+
+
+def test_an_unfinished_seed_is_reported_and_not_averaged():
+    records = [record("a", accuracy=0.1), record("b", accuracy=0.3), record("a", seed=1, accuracy=0.9)]
+    summary = build(records, RUN | {"targets": ["a", "b"], "seeds": [0, 1]})
+    assert summary.notes[-1] == "unfinished, so not in these tables: b (seed 1)"
+    assert average(summary, "accuracy")["mean"] == pytest.approx(0.2)
+    assert "Seeds that lack a target are left out" in summary.markdown()
+    assert ["b", BEST, "1200", "40", "0.300 (n=1)"] in rows(summary.markdown())
+
+
+def test_a_figure_that_a_target_lacks_is_averaged_over_the_others_and_says_so():
+    records = [
+        record("a", accuracy=0.1, kappa=0.6),
+        record("b", accuracy=0.3, kappa=None),
+        record("c", accuracy=1, kappa=0),
+    ]
+    summary = build(records, RUN)
+    row = average(summary, "kappa")
+    assert (row["mean"], row["n"], row["targets"]) == (pytest.approx(0.3), 2, ["a", "c"])
+    assert [BEST, "mean", "0.467", "0.300 (of 2)"] in rows(summary.markdown())
+
+
+def test_environments_that_are_held_out_together_keep_their_names():
+    records = [record("a+b", "a", accuracy=0.1), record("a+b", "b", accuracy=0.3)]
+    assert [cells[0] for cells in rows(build(records, RUN).text())[2:4]] == ["a (of a+b)", "b (of a+b)"]
+
+
+def test_without_a_target_the_sources_are_the_result():
+    places = [(name, part) for name in "ab" for part in ("train", "val")]
+    records = [
+        record("none", name, role="source", part=part, protocol=protocol, accuracy=0.9 if part == "train" else 0.6)
+        for name, part in places
+        for protocol in (BEST, "last")
+    ]
+    text = build(records, RUN | {"targets": ["none"]}).markdown()
+    assert "Held-out part of each source environment" in text
+    table = rows(text)
+    assert [cells[:2] for cells in table[2:6]] == [["a", BEST], ["a", "last"], ["b", BEST], ["b", "last"]]
+    assert table[-4:] == [["none", name, "held-out" if part == "val" else part, "40", value]
+                          for (name, part), value in zip(places, ["0.900", "0.600"] * 2, strict=True)]  # fmt: skip
+
+
+def test_the_confusion_of_several_seeds_is_summed():
+    counts = {0: [[3, 1], [0, 0]], 1: [[1, 3], [0, 0]]}
+    records = [record(seed=seed, accuracy=0.5, confusion=confusion) for seed, confusion in counts.items()]
+    text = build(records, RUN | {"seeds": [0, 1], "class_names": ["none", "mild"]}).markdown()
+    assert rows(text)[-2:] == [["none", "0.500", "8", "4", "4"], ["mild", "–", "0", "0", "0"]]
+    assert "Counts summed over the seeds 0, 1." in text
+
+
+def test_the_later_of_two_records_counts_and_others_do_not():
+    records = [{"kind": "step", "step": 3}, record(accuracy=0.1), record(accuracy=0.2), {"kind": "checkpoint"}]
+    assert [one["metrics"]["accuracy"] for one in build(records, RUN).records] == [0.2]
+
+
+def test_csv_is_long_and_exact():
+    intervals = {"accuracy": [0.123456789012, 0.5]}
+    records = [record(accuracy=1 / 3, kappa=None, recall=[0.5, None], confusion=[[1, 1], [0, 0]], intervals=intervals)]
+    lines = list(csv.DictReader(io.StringIO(build(records, RUN).csv())))
+    assert [line["metric"] for line in lines] == ["accuracy", "kappa", "recall_0", "recall_1"]
+    assert float(lines[0]["value"]) == 1 / 3 and lines[0]["low"] == "0.123456789012" and lines[0]["high"] == "0.5"
+    assert [line["value"] for line in lines[1:]] == ["", "0.5", ""]
+    assert (lines[0]["target"], lines[0]["seed"], lines[0]["step"], lines[0]["part"]) == ("a", "0", "1200", "whole")
+
+
+def test_write_replaces_whole_files(tmp_path):
+    (tmp_path / "summary.md").write_text("old")
+    summary = build([record(accuracy=1 / 3), record("b", accuracy=0.5)], RUN)
+    summary.write(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["summary.csv", "summary.json", "summary.md"]
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == summary.markdown()
+    everything = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert everything["run"] == RUN and len(everything["records"]) == 2
+    assert everything["averages"][0]["mean"] == pytest.approx(5 / 12)
+
+
+def test_a_run_without_a_result_has_a_summary(tmp_path):
+    summary = build([], RUN)
+    summary.write(tmp_path)
+    assert "unfinished, so not in these tables: a (seed 0)" in summary.text()
+    assert "no finished target" in summary.text()
