@@ -5,7 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 version = next(
-    line.split('"')[1] for line in Path("domainbed/__init__.py").read_text().splitlines() if line.startswith("__version__")
+    line.split('"')[1]
+    for line in Path("domainbed/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
 )
 
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.4"]

@@ -48,7 +48,9 @@ def explain_os_errors(what: str) -> Iterator[None]:
         else:
             raise
         place = f" ({error.filename})" if error.filename else ""
-        raise UserError(f"{what} failed: {error.strerror}{place}. {advice}; what was saved before is untouched") from None
+        raise UserError(
+            f"{what} failed: {error.strerror}{place}. {advice}; what was saved before is untouched"
+        ) from None
 
 
 def save(folder: Path, algorithm: Algorithm, meta: dict[str, Any], state: dict[str, Any] | None = None) -> None:
@@ -102,7 +104,9 @@ def recover(folder: Path) -> None:
 
 def exists(folder: Path) -> bool:
     """Whether there is a whole checkpoint at `folder`."""
-    return (folder / "checkpoint.json").is_file() or (folder.with_name(f".{folder.name}.old") / "checkpoint.json").is_file()
+    return (folder / "checkpoint.json").is_file() or (
+        folder.with_name(f".{folder.name}.old") / "checkpoint.json"
+    ).is_file()
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -117,16 +121,20 @@ def read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads((folder / "checkpoint.json").read_text())
         version = meta["format"]
     except FileNotFoundError:
-        raise UserError(f"there is no checkpoint in {folder.parent}/{folder.name.strip('.').removesuffix('.old')}") from None
+        raise UserError(
+            f"there is no checkpoint in {folder.parent}/{folder.name.strip('.').removesuffix('.old')}"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/checkpoint.json is broken ({error}). Delete that checkpoint and use another") from None
+        raise UserError(
+            f"{folder}/checkpoint.json is broken ({error}). Delete that checkpoint and use another"
+        ) from None
     if version != FORMAT:
         raise UserError(f"{folder} is of checkpoint format {version}, but this version reads format {FORMAT}")
     return {**meta, "folder": str(folder)}
 
 
 def load_weights(folder: Path, algorithm: Algorithm) -> dict[str, Any]:
-    """Load the weights of a checkpoint into an algorithm; return its checkpoint.json.
+    """Load the weights of a checkpoint into an algorithm; return the content of its checkpoint.json.
 
     Raises:
         UserError: the checkpoint is missing, broken, truncated, or belongs to another algorithm.
@@ -146,7 +154,9 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, so the run can't go on from {folder}. Start it anew under another name") from None
+        raise UserError(
+            f"{path} is missing, so the run can't go on from {folder}. Start it anew under another name"
+        ) from None
     except Exception as error:  # torch raises many kinds here; each means that the file is of no use
         reason = str(error).strip().partition("\n")[0][:200]
         raise UserError(
@@ -183,24 +193,35 @@ def load(
     Raises:
         UserError: nothing fits, or more than one; the message names the choices.
     """
+    return load_with_meta(run_dir, target, seed, checkpoint)[0]
+
+
+def load_with_meta(
+    run_dir: str | Path, target: str | None = None, seed: int | None = None, checkpoint: str = "best"
+) -> tuple[Algorithm, dict[str, Any], dict[str, Any]]:
+    """`load`, together with the configuration of the run and the content of checkpoint.json."""
     run_dir = Path(run_dir).expanduser()
     if run_dir.suffix == ".safetensors":
-        try:
-            with safe_open(run_dir, framework="pt") as file:
-                metadata = file.metadata() or {}
-            config, meta = json.loads(metadata["config"]), json.loads(metadata["checkpoint"])
-        except FileNotFoundError:
-            raise UserError(f"there is no file {run_dir}") from None
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise UserError(f"{run_dir} is not a model exported by a run ({error})") from None
-        algorithm = build(config, meta)
-        _load_tensors(run_dir, algorithm)
-        return algorithm.eval()
-    config = read_config(run_dir)
-    folder = find_checkpoint(run_dir, target, seed, checkpoint)
-    algorithm = build(config, read_meta(folder))
-    load_weights(folder, algorithm)
-    return algorithm.eval()
+        config, meta = _read_export(run_dir)
+        weights = run_dir
+    else:
+        config = read_config(run_dir)
+        meta = read_meta(find_checkpoint(run_dir, target, seed, checkpoint))
+        weights = Path(meta["folder"]) / "model.safetensors"
+    algorithm = build(config, meta)
+    _load_tensors(weights, algorithm)
+    return algorithm.eval(), config, meta
+
+
+def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return json.loads(metadata["config"]), json.loads(metadata["checkpoint"])
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a model exported by a run ({error})") from None
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -218,14 +239,16 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         ) from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict) or not {"settings", "dataset", "algorithm"} <= config.keys():
+    if not isinstance(config, dict) or not {"dataset", "algorithm", "datasets", "algorithms"} <= config.keys():
         raise UserError(f"{path} is not the configuration of a run. Give results/train_output/<dataset>/<name>")
     return config
 
 
 def find_targets(run_dir: Path) -> dict[tuple[int | None, str], Path]:
     """Return the folders te_<target> of a run by (seed, target); the seed is None where the run has a single one."""
-    found = {(None, path.name[3:]): path for path in sorted(run_dir.glob("te_*")) if path.is_dir()}
+    found: dict[tuple[int | None, str], Path] = {
+        (None, path.name[3:]): path for path in sorted(run_dir.glob("te_*")) if path.is_dir()
+    }
     for folder in sorted(run_dir.glob("seed_*")):
         if folder.name[5:].isdigit():
             found |= {(int(folder.name[5:]), path.name[3:]): path for path in sorted(folder.glob("te_*"))}
@@ -259,11 +282,11 @@ def find_checkpoint(run_dir: Path, target: str | None, seed: int | None, checkpo
 
 def build(config: dict[str, Any], meta: dict[str, Any]) -> Algorithm:
     """Construct the algorithm that a configuration and a checkpoint.json describe, with weights yet to be loaded."""
-    for path in config["settings"].get("plugin", []):
+    for path in config.get("plugin", []):
         add_plugin(path)
-    cls = ALGORITHMS[config["settings"]["algorithm"]]
+    cls = ALGORITHMS[config["algorithm"]]
     try:
-        hparams = cls.HParams(**config["algorithm"])
+        hparams = cls.HParams(**config["algorithms"][config["algorithm"]])
         shape, num_classes, num_domains = meta["input_shape"], len(meta["classes"]), meta["num_domains"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the configuration does not fit {cls.__name__} of this version: {error}") from None

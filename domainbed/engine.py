@@ -59,7 +59,8 @@ class Engine:
     def describe(self) -> str:
         """Device, precision and what else decides whether a run repeats bit for bit."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
-        return f"{self.device.type} ({name}), {self.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+        return f"{self.device.type} ({name}), {self.precision}, {threads}"
 
     def prepare(self, algorithm: Algorithm) -> None:
         """Move an algorithm to the device, make its optimisers, and inject this engine into it."""
@@ -95,7 +96,7 @@ class Engine:
 
     @contextmanager
     def evaluation(self, algorithm: Algorithm, seed: int) -> Iterator[None]:
-        """Evaluation mode without gradients, in the run's precision, with noise of its own that leaves training's alone."""
+        """Evaluation mode without gradients, in the run's precision, with noise that leaves training's alone."""
         training = algorithm.training
         algorithm.eval()
         devices = [self.device] if self.device.type == "cuda" else []

@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 from domainbed.errors import UserError, did_you_mean
 
 __all__ = [
-    "Field", "Fraction", "HParams", "Layer", "NamesOf", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat",
-    "PositiveInt", "Resolved", "StepCount", "read_yaml", "resolve",
+    "Field", "Fraction", "HParams", "Layer", "Names", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat",
+    "PositiveInt", "Resolved", "StepCount", "names_in", "read_yaml", "resolve",
 ]  # fmt: skip
 
 
@@ -49,26 +49,27 @@ NonNegativeFloat = Annotated[
 Fraction = Annotated[float, _NUMBER, Field(gt=0, lt=1), Kind("a fraction between 0 and 1, such as 0.2")]
 
 
-class NamesOf:
-    """`NamesOf[known]`: a list of names out of `known`, also written as one string with commas."""
+def names_in(known: Iterable[str]) -> AfterValidator:
+    """A check that every name of a list is one of `known`: `Annotated[Names, names_in(known)]`."""
+    known = tuple(known)
 
-    def __class_getitem__(cls, known: Iterable[str]) -> Any:
-        names = tuple(known)
+    def check(values: list[str]) -> list[str]:
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            raise ValueError(f"no {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+        return values
 
-        def check(values: list[str]) -> list[str]:
-            unknown = [value for value in values if value not in names]
-            if unknown:
-                raise ValueError(f"no {unknown[0]!r}{did_you_mean(unknown[0], names)}")
-            return values
-
-        kind = Kind(f"a list of names out of {', '.join(names)}")
-        return Annotated[list[str], BeforeValidator(_split_commas), AfterValidator(check), kind]
+    return AfterValidator(check)
 
 
 def _split_commas(value: Any) -> Any:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
+
+
+#: A list of names, also written as one text with commas.
+Names = Annotated[list[str], BeforeValidator(_split_commas), Kind("a list of names, such as [a, b] or a,b")]
 
 
 class HParams(BaseModel):
@@ -171,7 +172,10 @@ def parse(info: FieldInfo, value: Any) -> Any:
             value = None
         elif value.lstrip()[:1] in ("[", "{"):
             value = _yaml(value)
-    return TypeAdapter(Annotated[(info.annotation, *info.metadata, None)]).validate_python(value)
+    declared: Any = info.annotation
+    for item in info.metadata:
+        declared = Annotated[declared, item]
+    return TypeAdapter(declared).validate_python(value)
 
 
 def explain(key: str, info: FieldInfo, value: Any, error: ValidationError) -> str:

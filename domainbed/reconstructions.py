@@ -30,7 +30,9 @@ def fixed_rows(images: Images, environment: int, split: str) -> np.ndarray:
     return ordered[positions]
 
 
-def dump(algorithm: Algorithm, engine: Engine, images: Images, folder: Path, title: str) -> dict[str, np.ndarray]:
+def dump(
+    algorithm: Algorithm, engine: Engine, images: Images, target: list[int], folder: Path, title: str
+) -> dict[str, np.ndarray]:
     """Write `<environment>_<split>.png` for every environment and return the pictures by that name.
 
     An algorithm that can't reconstruct leaves nothing.
@@ -39,6 +41,7 @@ def dump(algorithm: Algorithm, engine: Engine, images: Images, folder: Path, tit
         algorithm: the unwrapped algorithm.
         engine: that runs it.
         images: of the run.
+        target: environments that were left out, which the pictures say.
         folder: `recon_step_<N>/te_<target>`.
         title: stands in the picture's first line.
 
@@ -59,7 +62,15 @@ def dump(algorithm: Algorithm, engine: Engine, images: Images, folder: Path, tit
                 with engine.evaluation(algorithm, seed=0):
                     output = algorithm.reconstruct(x)
                 labels = [images.classes[images.labels[row]] if images.classes else "" for row in rows]
-                picture = panel(x.cpu(), output.float().cpu(), labels, f"{title} · {name} · {split}")
+                role = (
+                    "left out of training"
+                    if environment in target
+                    else "trained on"
+                    if split == "train"
+                    else "held out"
+                )
+                heading = f"{title} · {name}, {split} ({role})"
+                picture = panel(x.cpu(), output.float().cpu(), labels, heading)
                 picture.save(folder / f"{name}_{split}.png")
                 pictures[f"{name}_{split}"] = np.asarray(picture)
     return pictures

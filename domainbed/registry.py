@@ -16,6 +16,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -119,12 +120,12 @@ class Registry:
         for path in sorted(folder.glob("*.py")):
             module = f"{self.group}.{path.stem}"
             for name, line in _registered(ast.parse(path.read_bytes()), self.variable):
-                yield Entry(name, line, str(path), lambda module=module: importlib.import_module(module))
+                yield Entry(name, line, str(path), partial(importlib.import_module, module))
 
     def _in_entry_points(self) -> Iterator[Entry]:
         for point in entry_points(group=self.group):
             origin = f"the entry point {point.name} = {point.value}"
-            yield Entry(point.name, _entry_point_line(point), origin, lambda point=point: self._load(point))
+            yield Entry(point.name, _entry_point_line(point), origin, partial(self._load, point))
 
     def _load(self, point: EntryPoint) -> None:
         cls = point.load()

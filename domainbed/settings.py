@@ -63,12 +63,16 @@ class RunSettings(BaseModel):
     tb_freq: PositiveInt = setting(10, HOW_LONG, "record the losses every so many steps")
     debug: bool = setting(False, HOW_LONG, "10 steps with frequent checkpoints, to see that everything works")
 
-    select_by: str = setting("auto", JUDGED, "held-out figure that chooses `best`: auto, kappa, accuracy, total_loss, …")
+    select_by: str = setting(
+        "auto", JUDGED, "held-out figure that chooses `best`: auto, kappa, accuracy, total_loss, …"
+    )
     seed: NonNegativeInt = setting(0, JUDGED, "seed of everything but the splits")
     seeds: Seeds = setting([], JUDGED, "repeat the run with each of these seeds")
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto", MACHINE, "auto takes a GPU where there is one")
-    precision: Literal["auto", "float32", "bf16"] = setting("auto", MACHINE, "auto takes bf16 where the hardware has it")
+    precision: Literal["auto", "float32", "bf16"] = setting(
+        "auto", MACHINE, "auto takes bf16 where the hardware has it"
+    )
     num_workers: PositiveInt | None = setting(None, MACHINE, "threads that decode images; default: one per core")
     eval_batch_size: PositiveInt = setting(64, MACHINE, "images in one batch of an evaluation")
 

@@ -162,9 +162,10 @@ class Training:
             self.dump(0, writer)
         saved_at = logged_at = time.monotonic()
         began = time.monotonic()
-        with stop_signals() as stop, tqdm(
-            total=settings.steps, initial=start, desc=title, unit="step", disable=None, dynamic_ncols=True
-        ) as bar:
+        with (
+            stop_signals() as stop,
+            tqdm(total=settings.steps, initial=start, desc=title, unit="step", disable=None, dynamic_ncols=True) as bar,
+        ):
             for step in range(start, settings.steps):
                 seed_everything(self.seed, step)
                 minibatches = [
@@ -238,9 +239,7 @@ class Training:
         self.algorithm: Algorithm = build(run.algorithm, shape, classes, domains, run.hparams)
         self.check_batch_norm()
         if isinstance(self.algorithm, SeesClassCounts):
-            rows = np.concatenate([self.images.select(e, "train") for e in self.sources])
-            counts = np.bincount(self.images.labels[rows], minlength=classes)
-            self.algorithm.set_class_counts(torch.from_numpy(counts).float())
+            self.algorithm.set_class_counts(torch.tensor(self.train_counts(), dtype=torch.float32))
         self.engine.prepare(self.algorithm)
         if isinstance(self.algorithm, ExplainsWeights):
             meaning = self.algorithm.explain_weights(self.settings.steps, run.hparams.batch_size * domains)
@@ -252,7 +251,10 @@ class Training:
             self.records.drop_after(self.name, self.seed, 0)
             self.records.write(
                 self.record("start", 0)
-                | {"sources": [self.images.environments[e] for e in self.sources], "batch_coupled": self.algorithm.batch_coupled}
+                | {
+                    "sources": [self.images.environments[e] for e in self.sources],
+                    "batch_coupled": self.algorithm.batch_coupled,
+                }
                 | ({"weights": meaning.as_dict()} if isinstance(self.algorithm, ExplainsWeights) else {})
             )
             checkpoint.save(self.checkpoints / "init", self.algorithm, self.meta(0))
@@ -308,7 +310,10 @@ class Training:
         """Judge the target once with every protocol's checkpoint, export `best`, and mark the target as done."""
         self.dump(None, writer)
         if not checkpoint.exists(self.checkpoints / "best"):
-            self.note(f"target {self.name}, seed {self.seed}: {self.settings.select_by} was undefined at every checkpoint, so there is no best")
+            self.note(
+                f"target {self.name}, seed {self.seed}: {self.settings.select_by} was undefined at every checkpoint, "
+                "so there is no best"
+            )
         cached: dict[int, list[dict[str, Any]]] = {}
         for protocol, name in PROTOCOLS.items():
             if not checkpoint.exists(self.checkpoints / name):
@@ -319,7 +324,9 @@ class Training:
                 cached[step] = self.final_figures(with_train=name == "best")
             for figures in cached[step]:
                 if figures["part"] != "train" or name == "best":
-                    self.records.write(self.record("final", step) | {"protocol": protocol, "checkpoint": name} | figures)
+                    self.records.write(
+                        self.record("final", step) | {"protocol": protocol, "checkpoint": name} | figures
+                    )
             if name == "best":
                 config, path = self.run_.config, self.folder / "model.safetensors"
                 checkpoint.export(path, self.algorithm, config, self.meta(step))
@@ -370,7 +377,7 @@ class Training:
         """Figures of always answering the most frequent class of the training images."""
         if not isinstance(self.algorithm, Predictor) or len(self.images.classes) < 2:
             return
-        train = np.concatenate([self.images.labels[self.images.select(e, "train")] for e in self.sources])
+        train = torch.tensor([int(np.argmax(self.train_counts()))])  # always the answer
         for environment, name in enumerate(self.images.environments):
             role = "target" if environment in self.target else "source"
             for part in ("whole", "val", "test"):
@@ -378,15 +385,21 @@ class Training:
                 if not len(rows) or (part == "whole" and role == "source"):
                     continue
                 figures = metrics.majority(
-                    torch.from_numpy(train),
+                    train,
                     torch.from_numpy(self.images.labels[rows]),
                     len(self.images.classes),
                     self.images.ordinal,
                 )
                 yield {
                     "protocol": summary.MAJORITY, "checkpoint": None, "environment": name, "role": role, "part": part,
-                    "n": len(rows), "num_groups": len(set(self.images.groups[rows])), "metrics": figures, "intervals": {},
+                    "n": len(rows), "num_groups": len(set(self.images.groups[rows])), "metrics": figures,
+                    "intervals": {},
                 }  # fmt: skip
+
+    def train_counts(self) -> list[int]:
+        """Number of training images per class; empty without labels."""
+        train = np.concatenate([self.images.labels[self.images.select(e, "train")] for e in self.sources])
+        return np.bincount(train, minlength=len(self.images.classes)).tolist() if self.images.classes else []
 
     def record(self, kind: str, step: int) -> dict[str, Any]:
         """The beginning of every record."""
@@ -405,6 +418,7 @@ class Training:
             "classes": self.images.classes,
             "ordinal": self.images.ordinal,
             "num_domains": len(self.sources),
+            "train_counts": self.train_counts(),
             "environments": self.images.environments,
             "sources": [self.images.environments[e] for e in self.sources],
             "machine": self.engine.describe(),
@@ -424,10 +438,13 @@ class Training:
 
     def dump(self, step: int | None, writer: Any) -> None:
         """Write the pictures of a step; None is the end."""
-        folder = self.run_.base(self.seed) / ("recon_final" if step is None else f"recon_step_{step}") / f"te_{self.name}"
+        folder = (
+            self.run_.base(self.seed) / ("recon_final" if step is None else f"recon_step_{step}") / f"te_{self.name}"
+        )
         at = self.settings.steps if step is None else step
         title = f"{self.settings.algorithm} · step {at} · target {self.name}"
-        for name, picture in reconstructions.dump(self.algorithm, self.engine, self.images, folder, title).items():
+        pictures = reconstructions.dump(self.algorithm, self.engine, self.images, self.target, folder, title)
+        for name, picture in pictures.items():
             writer.add_image(f"reconstructions/{name}", picture, at, dataformats="HWC")
 
     def histograms(self, step: int, writer: Any) -> None:
@@ -474,8 +491,8 @@ class Training:
             else "no environment's minibatch alone gives it"
         )
         return UserError(
-            f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: {', '.join(error.terms)}; "
-            f"{who}. The weights before this step are kept in {self.checkpoints}. Lower lr, or use --precision float32"
+            f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: "
+            f"{', '.join(error.terms)}; {who}. The weights before this step are kept in {self.checkpoints}. Lower lr, or use --precision float32"
         )
 
 
@@ -504,7 +521,7 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a wish that the loop grants between two steps; a second SIGINT is at once."""
+    """Turn the first SIGINT or SIGTERM into a wish that the loop grants between two steps; a second acts at once."""
     stop = Stop()
     before: dict[signal.Signals, Any] = {}
 

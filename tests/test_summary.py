@@ -141,7 +141,8 @@ def test_the_confusion_of_several_seeds_is_summed():
 
 
 def test_the_later_of_two_records_counts_and_others_do_not():
-    records = [{"kind": "step", "step": 3}, record(accuracy=0.1), record(accuracy=0.2), {"kind": "checkpoint"}]
+    other = record(accuracy=0.3) | {"kind": "evaluation"}
+    records = [{"kind": "step", "step": 3}, record(accuracy=0.1), record(accuracy=0.2), other]
     assert [one["metrics"]["accuracy"] for one in build(records, RUN).records] == [0.2]
 
 

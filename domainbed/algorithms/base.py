@@ -112,6 +112,7 @@ class Algorithm(nn.Module):
     needs_labels: ClassVar[bool] = False
 
     step: Tensor
+    hparams: Any
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__()
@@ -185,7 +186,9 @@ def step_optimizers(losses: dict[str, Tensor], optimizers: dict[str, Optimizer],
     One optimiser minimises "loss"; several minimise "loss/<name>" each. All gradients are taken before the first
     parameter moves, because a graph can't be walked again once its weights have changed.
     """
-    parameters = {name: [p for g in optimizer.param_groups for p in g["params"]] for name, optimizer in optimizers.items()}
+    parameters = {
+        name: [p for g in optimizer.param_groups for p in g["params"]] for name, optimizer in optimizers.items()
+    }
     gradients = {}
     for name in optimizers:
         for optimizer in optimizers.values():

@@ -37,7 +37,7 @@ HIDDEN = 1024  # width of both fully connected layers, in the paper and its code
 
 
 @ALGORITHMS.register("VAE_DG")
-class VAE_DG(Algorithm):  # noqa: N801  (the field's name for it)
+class VAE_DG(Algorithm):
     """VAE with a timm encoder whose latent code also predicts the label (Chokuwa & Khan 2023)."""
 
     class HParams(EncoderHParams, LabelHParams):
@@ -47,7 +47,9 @@ class VAE_DG(Algorithm):  # noqa: N801  (the field's name for it)
         recon_reduction: Literal["mean", "sum"] = Field(
             "mean", description="mean or sum, over pixels for the reconstruction and over dimensions for the KL"
         )
-        loss_multiplier_kl: NonNegativeFloat = Field(1e-4, description="weight of the KL term; see the run's first lines")
+        loss_multiplier_kl: NonNegativeFloat = Field(
+            1e-4, description="weight of the KL term; see the run's first lines"
+        )
         loss_multiplier_y: NonNegativeFloat = Field(0.1, description="weight of the label loss")
         kl_anneal_start: StepCount = Field(0, description="step at which the KL weight leaves 0")
         kl_anneal_end: StepCount = Field(5000, description="step at which the KL weight is full")

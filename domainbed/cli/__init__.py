@@ -1,8 +1,8 @@
 """From argv to a run. Each command is a file with `main(argv)`; nothing here imports torch before it is needed.
 
-    python -m domainbed list [--json]
-    python -m domainbed evaluate <run> --data_dir <folder>
-    python -m domainbed train_all | train_subset <name> …      the same as train_all.py and train_subset.py
+python -m domainbed list [--json]
+python -m domainbed evaluate <run> --data_dir <folder>
+python -m domainbed train_all | train_subset <name> …      the same as train_all.py and train_subset.py
 """
 
 import importlib

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 import domainbed
 from domainbed.errors import UserError, did_you_mean
@@ -59,7 +59,7 @@ def read_arguments(argv: list[str]) -> Arguments:
                 if rest and rest[0].lower() in ("true", "false"):
                     values[key] = rest.pop(0)
             else:
-                taken = []
+                taken: list[str] = []
                 while rest and not rest[0].startswith("--") and (not taken or (_is_list(key) and _is_plain(rest[0]))):
                     taken.append(rest.pop(0))
                 if not taken:
@@ -148,7 +148,10 @@ class Configuration:
     def yaml(self, command: str) -> str:
         """`plain` as YAML, with the layer that set each value as a comment."""
         plain = self.plain()
-        lines = [f"# domainbed {domainbed.__version__}: {command}", "# Repeat with: python train_all.py <name> <this file>"]
+        lines = [
+            f"# domainbed {domainbed.__version__}: {command}",
+            "# Repeat with: python train_all.py <name> <this file>",
+        ]
 
         def add(values: dict[str, Any], indent: str) -> None:
             for key, value in values.items():
@@ -224,7 +227,7 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
     resolved = resolve([RunSettings, dataset.HParams, algorithm.HParams], layers, _all_keys)
     if recorded is not None:
         _check_unchanged(recorded, layers[: -1 - 3 * len(files)], resolved)
-    settings = resolved.models[RunSettings].model_copy(update={"dataset": str(dataset_name)})
+    settings = cast(RunSettings, resolved.models[RunSettings]).model_copy(update={"dataset": str(dataset_name)})
     return Configuration(
         settings, dataset, resolved.models[dataset.HParams], algorithm, resolved.models[algorithm.HParams], resolved
     )  # fmt: skip
@@ -259,7 +262,8 @@ def _file_layers(where: str, values: dict[str, Any], dataset: str, algorithm: st
     top = {key: value for key, value in values.items() if key not in ("algorithms", "datasets")}
     blocks = [("datasets", dataset), ("algorithms", algorithm)]
     return [Layer(where, top, shared=True)] + [
-        Layer(f"{where} ({kind}: {name})", (values.get(kind) or {}).get(name) or {}, shared=True) for kind, name in blocks
+        Layer(f"{where} ({kind}: {name})", (values.get(kind) or {}).get(name) or {}, shared=True)
+        for kind, name in blocks
     ]
 
 
@@ -302,11 +306,8 @@ def option_help(model: type[RunSettings | HParams], keys: Iterable[str] | None =
         else:
             words = {int: "N", float: "X", Path: "PATH", str: "NAME"}
             kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-            shape = f" {next((words[k] for k in _bare(kinds) if k in words), 'VALUE')}"
+            bare = [get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in kinds]
+            shape = f" {next((words[kind] for kind in bare if kind in words), 'VALUE')}"
         shown = "" if default in (None, [], False) else f" (default: {default})"
         rows.append((f"--{key}{shape}", f"{info.description}{shown}"))
     return rows
-
-
-def _bare(kinds: Iterable[Any]) -> list[Any]:
-    return [get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in kinds]

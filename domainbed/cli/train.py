@@ -8,7 +8,13 @@ from typing import Any
 
 from domainbed.cli import guarded
 from domainbed.cli.configuration import (
-    SUBSET_SIZE, Arguments, Configuration, check_name, configure, option_help, read_arguments,
+    SUBSET_SIZE,
+    Arguments,
+    Configuration,
+    check_name,
+    configure,
+    option_help,
+    read_arguments,
 )  # fmt: skip
 from domainbed.errors import UserError, did_you_mean
 from domainbed.settings import RunSettings
@@ -29,7 +35,7 @@ examples:
   python train_all.py seeds --algorithm ERM --seeds 0 1 2 --test_envs 0 2
 """
 WHAT = {
-    "train_all": "Leave out each environment of a data set in turn, train on the others, and judge on the one left out.",
+    "train_all": "Leave out each environment of a data set in turn, train on the others, judge on the one left out.",
     "train_subset": f"The same as train_all on a few images per environment (--subset_size, default {SUBSET_SIZE}), "
     "with the first\nenvironment left out unless --test_envs says otherwise.",
 }
@@ -69,7 +75,7 @@ def help_text(script: str) -> str:
     lines = [USAGE.format(script=script, what=WHAT[script])]
     groups: dict[str, list[str]] = {}
     for key, info in RunSettings.model_fields.items():
-        groups.setdefault(info.json_schema_extra["group"], []).append(key)  # type: ignore[index, call-overload, arg-type]
+        groups.setdefault(info.json_schema_extra["group"], []).append(key)  # type: ignore[index, arg-type]
     for group, keys in groups.items():
         rows = option_help(RunSettings, keys)
         lines.append(f"{group}:")
@@ -204,7 +210,7 @@ def algorithm_needs(algorithm: Any, dataset: Any) -> None:
 
 
 def resolve_automatic(configuration: Configuration, dataset: Any, engine: Any) -> tuple[RunSettings, Any, list[str]]:
-    """Replace every `auto` by what it is on this machine; return settings, hyper-parameters and notes for the summary."""
+    """Replace every `auto` by what it is on this machine; return settings, hyper-parameters, notes for the summary."""
     from pydantic import ValidationError
 
     from domainbed import model_selection

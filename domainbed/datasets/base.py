@@ -7,14 +7,14 @@ in `splits`, the decoded copy on disk in `packed`, randomness in `augment`, batc
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from domainbed import hparams
 from domainbed.datasets.augment import AUGMENTATIONS
 from domainbed.datasets.preprocess import PREPROCESSINGS, Preprocess
-from domainbed.hparams import Field, NamesOf, PositiveInt
+from domainbed.hparams import Field, Names, PositiveInt, names_in
 
 UNLABELLED = -1
 
@@ -53,14 +53,16 @@ class Dataset:
         """Options of every data set."""
 
         image_size: PositiveInt = Field(224, description="side of the square images, in pixels")
-        preprocess: NamesOf[PREPROCESSINGS] = Field(
+        preprocess: Annotated[Names, names_in(PREPROCESSINGS)] = Field(
             ["resize"], description=f"applied to every image of every split, in order: {', '.join(PREPROCESSINGS)}"
         )
-        augment: NamesOf[AUGMENTATIONS] = Field(
+        augment: Annotated[Names, names_in(AUGMENTATIONS)] = Field(
             [], description=f"applied to training images only, in order: {', '.join(AUGMENTATIONS)}"
         )
 
     name: ClassVar[str] = ""
+    #: Raise it when `read` begins to give other pixels for the same content, so that packed rows are made anew.
+    version: ClassVar[int] = 1
     #: Values for settings of any kind that suit this data set; they win over the defaults of the classes.
     defaults: ClassVar[dict[str, object]] = {}
     #: Whether the classes are ordered (grades), so that a quadratic weighted kappa means something.

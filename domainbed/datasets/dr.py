@@ -8,7 +8,7 @@ from domainbed.datasets import labels
 from domainbed.datasets.augment import AUGMENTATIONS
 from domainbed.datasets.folder import Folder, valid_regex
 from domainbed.datasets.preprocess import PREPROCESSINGS
-from domainbed.hparams import Field, NamesOf
+from domainbed.hparams import Field, Names, names_in
 from domainbed.registry import DATASETS
 
 #: The two eyes of a patient: 10_left and 10_right, Patient001_L and Patient001-R, 7_OD and 7_OS, Image_01L.
@@ -25,10 +25,10 @@ class DR(Folder):
     class HParams(Folder.HParams):
         """Defaults that suit fundus photographs."""
 
-        preprocess: NamesOf[PREPROCESSINGS] = Field(
+        preprocess: Annotated[Names, names_in(PREPROCESSINGS)] = Field(
             ["crop_retina", "resize"], description=Folder.HParams.model_fields["preprocess"].description
         )
-        augment: NamesOf[AUGMENTATIONS] = Field(
+        augment: Annotated[Names, names_in(AUGMENTATIONS)] = Field(
             ["crop_scale", "horizontal_flip", "rotation", "color_jitter"],
             description=Folder.HParams.model_fields["augment"].description,
         )

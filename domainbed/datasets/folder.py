@@ -16,15 +16,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator
 
 from domainbed.datasets import images, labels, splits
 from domainbed.datasets.base import Dataset, Sample
 from domainbed.errors import UserError, did_you_mean
-from domainbed.hparams import Field
+from domainbed.hparams import Field, Names
 from domainbed.registry import DATASETS
 
 
@@ -35,10 +35,6 @@ def valid_regex(pattern: str | None) -> str | None:
     except re.error as error:
         raise ValueError(f"not a regular expression: {error}") from None
     return pattern
-
-
-def _split_commas(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +56,7 @@ class Folder(Dataset):
     class HParams(Dataset.HParams):
         """Which images are read, and what tells their patients."""
 
-        environments: Annotated[list[str] | None, BeforeValidator(_split_commas)] = Field(
-            None, description="read only these environments; null for all"
-        )
+        environments: Names | None = Field(None, description="read only these environments; null for all")
         group_pattern: Annotated[str | None, AfterValidator(valid_regex)] = Field(
             None,
             description="regular expression searched in a file's name without suffix; its first group, or else the "

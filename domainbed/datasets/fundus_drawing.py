@@ -55,6 +55,11 @@ class Camera:
     jpeg_quality: int  # 1 to 100
     mark: Literal["none", "notch", "digits"]  # printed at the rim, or in the corner
 
+    @property
+    def scale(self) -> float:
+        """Fractions of the image side per degree of visual angle."""
+        return 2 * self.radius / self.field_of_view
+
 
 CAMERAS: tuple[Camera, ...] = (
     Camera(
@@ -210,23 +215,19 @@ class _Eye:
     disc_radii: np.ndarray  # (2,)
 
     @property
-    def scale(self):
-        return 2 * self.camera.radius / self.camera.field_of_view  # fractions of the side per degree
-
-    @property
     def mirror(self):
         return np.array([1.0 if self.factors.eye == "right" else -1.0, 1.0])
 
     def to_image(self, points):
         """Degrees (..., 2) to fractions of the image side (..., 2)."""
-        return 0.5 + (points - self.gaze) * self.mirror * self.scale
+        return 0.5 + (points - self.gaze) * self.mirror * self.camera.scale
 
     def to_retina(self, fractions):
-        return (fractions - 0.5) / (self.mirror * self.scale) + self.gaze
+        return (fractions - 0.5) / (self.mirror * self.camera.scale) + self.gaze
 
     def sees(self, points, margin=1.0):
         """Whether points (..., 2) lie in the field of view, `margin` degrees away from its edge."""
-        offset, inset = self.to_image(points) - 0.5, margin * self.scale
+        offset, inset = self.to_image(points) - 0.5, margin * self.camera.scale
         return (
             (np.hypot(*np.moveaxis(offset, -1, 0)) < self.camera.radius - inset)
             & (np.abs(offset[..., 0]) < 0.5 - inset)
@@ -249,10 +250,9 @@ def _lay_out(seed, camera, index):
     distance, angle = 15.5 + 0.6 * _bounded_normal(rng), np.radians(7 + 2.5 * _bounded_normal(rng))
     disc = distance * np.array([np.cos(angle), -np.sin(angle)])
     disc_radii = (1 + 0.06 * _bounded_normal(rng)) * np.array([2.75, 3.2])
-    eye = "right" if rng.random() < 0.5 else "left"
+    eye: Literal["left", "right"] = "right" if rng.random() < 0.5 else "left"
     mirror = 1 if eye == "right" else -1
-    scale = 2 * camera_.radius / camera_.field_of_view
-    disc_x, disc_y = 0.5 + (disc - gaze) * (mirror, 1) * scale
+    disc_x, disc_y = 0.5 + (disc - gaze) * (mirror, 1) * camera_.scale
     factors = Factors(
         camera_.name,
         grade,
@@ -298,6 +298,10 @@ def _spline_basis(num_knots, num_points):
 _SPLINE = _spline_basis(6, 56)
 
 
+# Knots of the nasal vessels: degrees from the disc's centre, to the nose and up or down.
+_NASAL = ((0.8, 0.2), (1.5, 2.8), (4, 6), (8, 10), (12, 14), (18, 18))
+
+
 def _grow_tree(rng, eye):
     """The retinal vessels in three generations, a list of _Vessels: trunks, branches, twigs."""
     trunks = _trunks(rng, eye)
@@ -319,22 +323,15 @@ def _trunks(rng, eye):
         crossing = rng.choice((-1, 1))
         for is_vein in (False, True):
             apart = height + (-1 if is_vein else 1) * crossing * rng.uniform(0.4, 2.2)
-            temporal = [
-                (x + 0.8, y + 0.2 * side),
-                (x + 0.5, y + 3.2 * side),
-                (x - 4.5, y + 0.72 * apart * side),
-                (3, apart * side),
-                (-8, 0.95 * apart * side),
-                (-21, rng.uniform(0.5, 1.3) * apart * side),
-            ]
-            nasal = [
-                (x + 0.8, y + 0.2 * side),
-                (x + 1.5, y + 2.8 * side),
-                (x + 4, y + 6 * side),
-                (x + 8, y + 10 * side),
-                (x + 12, y + 14 * side),
-                (x + 18, y + 18 * side),
-            ]
+            far = rng.uniform(0.5, 1.3)
+            x_temporal = (x + 0.8, x + 0.5, x - 4.5, 3, -8, -21)
+            y_temporal = (
+                y + 0.2 * side,
+                y + 3.2 * side,
+                *(side * apart * np.array([0.72, 1, 0.95, far]) + (y, 0, 0, 0)),
+            )
+            temporal = list(zip(x_temporal, y_temporal, strict=True))
+            nasal = [(x + east, y + south * side) for east, south in _NASAL]
             knots += [temporal, nasal]
             radii += [0.30, 0.21] if is_vein else [0.22, 0.16]
             vein += [is_vein] * 2
@@ -344,14 +341,14 @@ def _trunks(rng, eye):
         knots.append([(x + 0.7 + direction * reach * t, y + bend * np.sin(2.2 * t)) for t in np.linspace(0, 1, 6)])
         radii.append(0.09)
         vein.append(bool(rng.random() < 0.5))
-    knots = np.array(knots)
-    knots[:, 1:] += rng.normal(0, 1, knots[:, 1:].shape) * np.array([0.25, 0.6, 1.0, 1.3, 1.6])[:, None]
-    points = _SPLINE @ knots  # (K, T, 2)
+    courses = np.array(knots)  # (K, 6, 2)
+    courses[:, 1:] += rng.normal(0, 1, courses[:, 1:].shape) * np.array([0.25, 0.6, 1.0, 1.3, 1.6])[:, None]
+    points = _SPLINE @ courses  # (K, T, 2)
     along = np.linspace(0, 1, points.shape[1])[:, None]
     waves = 2 * np.pi * (rng.uniform(3, 7, (len(knots), 1, 2)) * along + rng.random((len(knots), 1, 2)))
     points += rng.uniform(0.12, 0.45, (len(knots), 1, 1)) * np.sqrt(along) * np.sin(waves)  # slight tortuosity
-    radii = np.array(radii)[:, None] * rng.uniform(0.85, 1.15, (len(radii), 1)) * (1 - 0.35 * along[:, 0])
-    return _Vessels(points, radii, np.array(vein))
+    widths = np.array(radii)[:, None] * rng.uniform(0.85, 1.15, (len(radii), 1)) * (1 - 0.35 * along[:, 0])
+    return _Vessels(points, widths, np.array(vein))
 
 
 def _branch(rng, parents, num_children, length_range, eye):
@@ -428,11 +425,10 @@ class _Canvas:
     def blobs(self, eye, outlines, greys):
         for outline, grey in zip(self.fixed_point(eye.to_image(outlines)), greys, strict=True):
             cv2.fillPoly(self.pixels, [outline], int(grey), cv2.LINE_8, _SUBPIXEL_BITS)
-        return self
 
     def vessels(self, eye, generations):
         """Draw thin vessels first, veins over arteries; a wide vessel gets the light reflex along its middle."""
-        pixels_per_degree = eye.scale * self.side
+        pixels_per_degree = eye.camera.scale * self.side
         for vessels in reversed(generations):
             courses = self.fixed_point(eye.to_image(vessels.points)).reshape(-1, 2)
             drawn = (vessels.radii > 0) & eye.sees(vessels.points, -1.0)
@@ -584,13 +580,13 @@ def _new_vessels(rng, eye, tree, canvas, count):
         directions, lengths = 2 * np.pi * rng.random(2 * num), rng.uniform(0.8, 2.5, 2 * num)
         tips = _walk(rng, starts, directions, lengths, origin, pull=0.05, wander=0.45, steps=24)
         for course in canvas.fixed_point(eye.to_image(np.concatenate([stems, tips]))):
-            canvas.line(course, 190, max(1, round(0.10 * eye.scale * canvas.side)))
+            canvas.line(course, 190, max(1, round(0.10 * eye.camera.scale * canvas.side)))
     return origins
 
 
 def _rgb(*channels):
     """One value for each of red, green, blue, to go with a scene (3, S, S)."""
-    return np.float32(channels).reshape(3, 1, 1)
+    return np.array(channels, np.float32).reshape(3, 1, 1)
 
 
 _BLOND, _DARK = _rgb(208, 110, 56), _rgb(146, 64, 28)  # fundus colour at pigmentation 0 and 1, 8-bit
@@ -650,7 +646,7 @@ def _paint(rng, eye, vessels, lesions, size):
 
 
 def _soften(eye, coverage, degrees):
-    sigma = degrees * eye.scale * len(coverage)
+    sigma = degrees * eye.camera.scale * len(coverage)
     return cv2.GaussianBlur(coverage, (0, 0), sigma) if sigma > 0.2 else coverage
 
 
@@ -679,7 +675,7 @@ def _fundus(rng, eye, size):
 def _disc_and_cup(eye, size):
     """Coverage of the disc and of the cup, (S, S) float32 each, with edges as soft as real ones."""
     ratio = eye.factors.cup_to_disc
-    pixel = 1 / (eye.scale * size * eye.disc_radii.mean())  # in disc radii
+    pixel = 1 / (eye.camera.scale * size * eye.disc_radii.mean())  # in disc radii
     return (
         _soft_edge(_distance2(eye, size, eye.disc, eye.disc_radii), max(0.2, pixel)),
         _soft_edge(_distance2(eye, size, _cup_centre(eye), ratio * eye.disc_radii), max(0.5, pixel / ratio)),

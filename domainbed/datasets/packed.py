@@ -111,7 +111,7 @@ class _Store:
         self.row_shape = (height, width, channels)
         cls = type(dataset)
         made_by = [
-            [FORMAT, preprocess.VERSION, f"{cls.__module__}.{cls.__qualname__}", getattr(dataset, "version", 1)],
+            [FORMAT, preprocess.VERSION, cls.__qualname__, getattr(dataset, "version", 1)],
             [list(dataset.preprocess.names), dataset.preprocess.image_size],
             contents,
         ]
@@ -133,9 +133,7 @@ class _Store:
             found = (self.folder / "rows.npy").stat().st_size
             if found != _HEADER_BYTES + int(np.prod(shape)):
                 raise ValueError(f"rows.npy has {found} bytes, not {_HEADER_BYTES + int(np.prod(shape))}")
-            # an empty file can't be mapped
-            rows = np.load(self.folder / "rows.npy", mmap_mode="r" if len(positions) else None, allow_pickle=False)
-            rows.setflags(write=False)
+            rows = np.load(self.folder / "rows.npy", mmap_mode="r", allow_pickle=False)
             if rows.shape != shape or rows.dtype != np.uint8:
                 raise ValueError(f"rows.npy holds {rows.dtype} {rows.shape}, not uint8 {shape}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

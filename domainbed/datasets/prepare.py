@@ -1,6 +1,6 @@
 """From a data set to the images of a run: splits, subset, decoded rows, and the checks that make them trustworthy.
 
-    names and labels -> who is held out (splits) -> subset -> decode once (packed) -> unreadable? -> the same on two sides?
+names and labels -> who is held out (splits) -> subset -> decode once (packed) -> unreadable? -> the same on two sides?
 """
 
 from collections import Counter
@@ -109,7 +109,7 @@ def prepare(
     chosen = np.arange(len(samples))
     if subset_size is not None:
         chosen = splits.subset(samples, assigned, subset_size, trial_seed, dataset.environments)
-    packed = pack(dataset, chosen, cache_dir, num_workers, report)
+    packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, report)
     if packed.unreadable:
         listed = [f"  {name}: {reason}" for name, reason in packed.unreadable]
         if not skip_unreadable:

@@ -116,7 +116,7 @@ def find_retina(image: np.ndarray) -> tuple[int, int, int, int]:
     factor = max(1, -(-max(height, width) // _SEARCH_SIDE))
     channels = np.asarray(_pillow(image).reduce(factor))
     # The brightest channel: a dark retina is red and nothing else.
-    brightest = cv2.medianBlur(channels.max(axis=2) if channels.ndim == 3 else channels, 5)
+    brightest = channels.max(axis=2) if channels.ndim == 3 else channels
     high, wide = (max(1, side // 20) for side in brightest.shape)
     left_and_right = (brightest[:, :wide], brightest[:, -wide:])
     surround = min(float(np.median(corner)) for side in left_and_right for corner in (side[:high], side[-high:]))
@@ -125,6 +125,7 @@ def find_retina(image: np.ndarray) -> tuple[int, int, int, int]:
     if retina < _BLACK or surround > _DARK * retina:
         return whole
     bright = (brightest > surround + _EDGE * (retina - surround)).astype(np.uint8)
+    # Noise, hot pixels and strokes of text are thinner than the kernel.
     opened = cv2.morphologyEx(bright, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
     _, _, regions, _ = cv2.connectedComponentsWithStats(opened)
     if len(regions) < 2:  # region 0 is what is dark

@@ -73,8 +73,9 @@ def assign(samples: Sequence[Sample], trial_seed: int, holdout_fraction: float) 
         groups.sort(key=lambda group: _rank("split", trial_seed, group))
         held_out.update((environment, group) for group in groups[: _number_held_out(len(groups), holdout_fraction)])
 
-    for i in np.flatnonzero(undecided):
-        splits[i] = VAL if (samples[i].environment, samples[i].group) in held_out else TRAIN
+    for i, sample in enumerate(samples):
+        if undecided[i]:
+            splits[i] = VAL if (sample.environment, sample.group) in held_out else TRAIN
     return splits
 
 
@@ -127,5 +128,5 @@ def _rank(purpose: str, trial_seed: int, name: str) -> bytes:
 
 
 def _number_held_out(num_groups: int, fraction: float) -> int:
-    """The nearest whole number, the lower of two, and at least 1; in exact arithmetic, because 0.29 * 100 < 29."""
+    """The nearest whole number, the lower of two, and at least 1; exact, because the float 0.1 is more than 1/10."""
     return max(1, ceil(Fraction(str(fraction)) * num_groups - Fraction(1, 2)))

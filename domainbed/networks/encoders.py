@@ -6,6 +6,8 @@ Where weights come from is `pretrained`; what is done with the features is not h
 """
 
 import math
+from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -29,11 +31,15 @@ class TimmEncoder(nn.Module):
         UserError: timm has no such model.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: str, in_channels: int) -> None:
         super().__init__()
-        self.backbone = create_backbone(model, in_channels)
-        self.num_features: int = self.backbone.num_features
-        mean, std = (torch.tensor(self.backbone.pretrained_cfg[key]) for key in ("mean", "std"))
+        backbone: Any = create_backbone(model, in_channels)
+        self.backbone = backbone
+        self.num_features: int = backbone.num_features
+        mean, std = (torch.tensor(backbone.pretrained_cfg[key]) for key in ("mean", "std"))
         if in_channels != 3:
             mean, std = mean.mean().expand(in_channels), std.mean().expand(in_channels)
         self.register_buffer("mean", mean.reshape(1, -1, 1, 1).clone(), persistent=False)
@@ -49,7 +55,12 @@ class TimmEncoder(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.requires_grad_(False)
                 module.eval()
-                module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+                module.train = partial(_stay, module)  # type: ignore[assignment, method-assign]
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Take the place of `train` where a module must not change its mode."""
+    return module
 
 
 def create_backbone(model: str, in_channels: int) -> nn.Module:

@@ -1,9 +1,9 @@
 """Where the weights of an encoder come from: a local file, the local cache, the hub, or nowhere, said aloud.
 
-    pretrained: auto     the weights if they are cached or the hub answers within seconds, else random, with a warning
-    pretrained: true     the same, but stop where they can't be had
-    pretrained: false    random weights
-    pretrained: <file>   a .safetensors or .pth checkpoint
+pretrained: auto     the weights if they are cached or the hub answers within seconds, else random, with a warning
+pretrained: true     the same, but stop where they can't be had
+pretrained: false    random weights
+pretrained: <file>   a .safetensors or .pth checkpoint
 """
 
 import os

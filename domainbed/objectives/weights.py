@@ -55,7 +55,8 @@ class WeightMeaning:
             share = self.beta_reached / self.beta
             lines.append(
                 f"  WARNING: this run ends before its annealing does: the KL weight reaches {share:.2f} of its value, "
-                f"beta = {self.beta_reached:.4g}. Lower kl_anneal_end or raise --steps. Evaluation uses the full weight."
+                f"beta = {self.beta_reached:.4g}. Lower kl_anneal_end or raise --steps. "
+                "Evaluation uses the full weight."
             )
         return lines
 

@@ -160,11 +160,12 @@ def test_what_only_looks_like_an_image_is_listed_and_fails_by_name_when_read(tmp
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
-    write(tmp_path, "data/a/cat/1.jpg", "elsewhere/dog/2.jpg")
+    write(tmp_path, "data/a/cat/1.jpg", "elsewhere/dog/2.jpg", "more/3.jpg")
+    (tmp_path / "data/a/cat/more").symlink_to(tmp_path / "more")
     (tmp_path / "data/b").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data/a/cat/again").symlink_to(tmp_path / "data/a")
     (tmp_path / "data/a/cat/self").symlink_to("self")
-    assert [s.name for s in folder(tmp_path / "data").samples] == ["a/cat/1.jpg", "b/dog/2.jpg"]
+    assert [s.name for s in folder(tmp_path / "data").samples] == ["a/cat/1.jpg", "a/cat/more/3.jpg", "b/dog/2.jpg"]
 
 
 def test_only_the_environments_that_are_named(tmp_path):
@@ -269,6 +270,11 @@ def test_the_folder_above_several_data_sets(tmp_path):
 def test_classes_that_environments_share_are_believed_whatever_is_below(tmp_path):
     write(tmp_path, *(f"{e}/{c}/{side}/1.jpg" for e in "ab" for c in ("cat", "dog") for side in ("left", "right")))
     assert folder(tmp_path).classes == ["cat", "dog"]
+
+
+def test_classes_that_are_grades_are_believed_whatever_is_below(tmp_path):
+    write(tmp_path, *(f"hospital/{c}/{side}/1.jpg" for c in ("mild", "severe") for side in ("left", "right")))
+    assert folder(tmp_path).classes == ["mild", "severe"]
 
 
 def test_images_outside_class_folders(tmp_path):

@@ -48,7 +48,7 @@ def test_the_same_arguments_give_the_same_photograph():
 
 def test_seed_camera_and_index_each_change_the_eye():
     eyes = [draw_factors(*arguments) for arguments in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
-    assert len({(eye.disc_x, eye.pigmentation) for eye in eyes}) == 4
+    assert len({eye.pigmentation for eye in eyes}) == 4
 
 
 @pytest.mark.parametrize("camera", EVERY_CAMERA)
@@ -113,6 +113,14 @@ def test_a_mask_shows_a_lesion_where_the_factors_count_one():
                 assert drawn.masks[name].any() == (getattr(drawn.factors, name) > 0), (name, drawn.factors)
 
 
+def test_lesions_are_drawn_at_their_centres():
+    """The mask holds each lesion and its centre's pixel: were they apart, there would be more pieces than lesions."""
+    for camera in EVERY_CAMERA:
+        drawn = photograph(camera, first_of_grade(camera, 1), 640)
+        pieces = cv2.connectedComponents(drawn.masks["microaneurysms"].astype(np.uint8), connectivity=8)[0] - 1
+        assert 0 < pieces <= drawn.factors.microaneurysms
+
+
 def test_severe_eyes_bleed_in_all_quadrants():
     for camera in EVERY_CAMERA:
         bled = photograph(camera, first_of_grade(camera, 3)).masks["haemorrhages"]
@@ -125,7 +133,7 @@ def test_lesions_look_as_they_are_named():
     for name, darker in zip(LESIONS, (True, True, False, False, True), strict=True):
         ratios = []
         for drawn in one_of_each():
-            mask = drawn.masks[name] & ~drawn.masks["disc"]
+            mask = drawn.masks[name] & ~drawn.masks["disc"] & ~drawn.masks["vessels"]
             if mask.sum() >= 8 and drawn.factors.camera != "handheld40":
                 others = np.any([drawn.masks[other] for other in MASKS], axis=0)
                 around = (cv2.dilate(mask.astype(np.uint8), np.ones((13, 13))) > 0) & ~others
@@ -190,7 +198,7 @@ def test_the_vessel_tree_hangs_together_and_springs_from_the_disc():
         vessels = drawn.masks["vessels"]
         _, labels = cv2.connectedComponents(vessels.astype(np.uint8), connectivity=8)
         at_disc = np.unique(labels[vessels & drawn.masks["disc"]])
-        assert np.isin(labels, at_disc[at_disc > 0]).sum() > 0.75 * vessels.sum()
+        assert np.isin(labels, at_disc[at_disc > 0]).sum() > 0.9 * vessels.sum()
 
 
 def test_vessels_thin_out_away_from_the_disc():

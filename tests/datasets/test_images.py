@@ -138,9 +138,11 @@ def _corner(blocks: np.ndarray, orientation: int) -> np.ndarray:
     return blocks[row, column]
 
 
-def test_a_broken_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
-    Image.fromarray(rgb()).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
-    assert read_image(tmp_path / "a.jpg").shape == rgb().shape
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_broken_exif_block_does_not_cost_the_image(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(rgb()).save(path, exif=b"II*\0" if suffix == ".jpg" else b"no TIFF header")
+    assert read_image(path).shape == rgb().shape
 
 
 @pytest.mark.parametrize("kind, cut", [(k, c) for k in ("JPEG", "PNG", "TIFF", "BMP", "WEBP") for c in (0.1, 0.5, 0.9)])

@@ -47,8 +47,8 @@ def test_grade_spellings(expected, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["5", "5.0", "-1", "1.5", "10", "44", "glaucoma", "cat", "", "dr", "npdr", "nonproliferative", "nonpdr", "0_mild", "mild_2x",
-     "very severe", "severely", "no", "grade", "images", "train"],
+    ["5", "5.0", "-1", "1.5", "10", "44", "glaucoma", "cat", "", "dr", "npdr", "nonproliferative", "nonpdr", "0_mild",
+     "mild_2x", "very severe", "severely", "no", "grade", "images", "train"],
 )  # fmt: skip
 def test_what_is_no_grade(name):
     assert grade(name) is None

@@ -73,7 +73,7 @@ def test_json(root):
 
 def test_quoted_fields_blank_lines_and_headers_in_capitals(root):
     (root / "x, y.png").write_bytes((root / "a.png").read_bytes())
-    path = table(root, 'Path, Environment ,LABEL\n\n"x, y.png", "north" ,cat\n\nb.png,south,dog\n')
+    path = table(root, 'Path, Environment ,LABEL\n\n"x, y.png",north,"cat;;;;;;;;;;"\n\nb.png,south,dog\n')
     data = manifest(path)
     assert [(s.name, data.environments[s.environment], data.classes[s.label]) for s in data.samples][1:] == [
         ("b.png", "south", "dog")

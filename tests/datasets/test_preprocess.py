@@ -103,15 +103,20 @@ def test_noise_hot_pixels_and_text_beside_the_disc_do_not_count() -> None:
     image[rng.integers(0, 340, 150), rng.integers(0, 512, 150)] = 255
     cv2.putText(image, "OD 12:31", (3, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 2)
     cv2.rectangle(image, (2, 300), (60, 337), (255, 255, 255), -1)
+    cv2.line(image, (0, 170), (290, 170), (255, 255, 255), 2)
     np.testing.assert_allclose(find_retina(image), disc_box(340, 512, (170, 290), 150), atol=4)
 
 
 def test_what_shows_no_disc_is_left_alone() -> None:
     black = np.zeros((50, 80, 3), dtype=np.uint8)
     too_dark = np.clip(np.random.default_rng(0).normal(4, 2, (340, 512, 3)), 0, 255).astype(np.uint8)
-    only_text = black.repeat(6, axis=0).repeat(6, axis=1)
-    only_text[10:60, 10:130] = 255
-    for image in (black, too_dark, only_text, noise() // 4 + 150):
+    dim = black.copy()
+    dim[10:40, 20:60] = 10
+    only_text = np.zeros((300, 480, 3), dtype=np.uint8)
+    for left in range(10, 480, 60):
+        only_text[20:80, left : left + 40] = only_text[200:260, left : left + 40] = 255
+    no_surround = np.broadcast_to(np.linspace(100, 250, 80)[:, None], (50, 80, 3)).astype(np.uint8)
+    for image in (black, dim, too_dark, only_text, no_surround):
         assert find_retina(image) == (0, image.shape[0], 0, image.shape[1])
     assert not Preprocess(["crop_retina"], 16)(black)[0].any()
 

@@ -82,9 +82,11 @@ def test_share_is_the_fraction_up_to_half_a_group():
         assert all(abs(counts[stratum] - fraction * 97) <= 0.5 for stratum in ((0, 0), (0, 1), (1, 1)))
 
 
-def test_exact_fractions_are_not_lost_to_rounding():
-    samples = [Sample(0, str(i), 0, str(i)) for i in range(100)]
-    assert (assign(samples, 0, 0.29) == VAL).sum() == 29  # 0.29 * 100 is 28.999999999999996
+@pytest.mark.parametrize(("fraction", "count", "expected"), [(0.29, 100, 29), (0.1, 15, 1), (0.1, 25, 2), (0.7, 5, 3)])
+def test_fractions_are_the_decimals_that_were_written(fraction, count, expected):
+    # As floats 0.1 is more than a tenth and 0.7 less than seven; 0.29 * 100 is 28.999999999999996.
+    samples = [Sample(0, str(i), 0, str(i)) for i in range(count)]
+    assert (assign(samples, 0, fraction) == VAL).sum() == expected
 
 
 def test_half_a_group_stays_in_train():

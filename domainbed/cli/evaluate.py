@@ -1,0 +1,177 @@
+"""`python -m domainbed evaluate <run> --data_dir <folder>`: a run's figures on data that it never saw."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from domainbed.cli.configuration import COMMAND_LINE, read_arguments
+from domainbed.cli.train import default_cache_dir, default_num_workers
+from domainbed.errors import UserError
+from domainbed.hparams import Layer, resolve
+from domainbed.registry import DATASETS
+
+DESCRIPTION = """\
+Evaluate the model of a run on images from a new camera. The folder is laid out as
+<environment>/<class>/<image>, or as <class>/<image> for a single camera. It is preprocessed as the run's
+images were; key=value changes a setting of the data set.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Print the figures; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m domainbed evaluate", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument(
+        "run", type=Path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
+    )
+    parser.add_argument("--data_dir", type=Path, help="folder of the images, or a manifest")
+    parser.add_argument(
+        "--dataset", help="data set that reads them; default: the run's, or DR if that draws its images"
+    )
+    parser.add_argument("--target", help="which model of the run: the environment that was left out")
+    parser.add_argument("--seed", type=int, help="which model of the run: its seed")
+    parser.add_argument("--checkpoint", default="best", help="best, last, oracle or init (default: best)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bf16"])
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--skip_unreadable", action="store_true", help="go on without images that can't be read")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the data set")
+    arguments = parser.parse_intermixed_args(argv)
+    found = evaluate(arguments)
+    print(json.dumps(found, indent=1) if arguments.json else table(found))
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of every environment, by name, with what was evaluated."""
+    import torch
+
+    from domainbed import checkpoint, evaluator, metrics
+    from domainbed.datasets.loaders import in_order
+    from domainbed.datasets.prepare import prepare
+    from domainbed.engine import Engine
+    from domainbed.records import finite
+
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch_size {arguments.batch_size} is not a whole number of 1 or more")
+    algorithm, config, meta = checkpoint.load_with_meta(
+        arguments.run, arguments.target, arguments.seed, arguments.checkpoint
+    )
+    dataset = open_dataset(arguments, config)
+
+    def say(text: str) -> None:
+        if not arguments.json:
+            print(text, flush=True)
+
+    images = prepare(
+        dataset, trial_seed=0, holdout_fraction=0.2, subset_size=None,
+        cache_dir=Path(config.get("cache_dir") or default_cache_dir()), num_workers=default_num_workers(),
+        skip_unreadable=arguments.skip_unreadable, strict=False, report=say,
+    )  # fmt: skip
+    if list(images.input_shape) != meta["input_shape"]:
+        raise UserError(f"the model takes images of shape {tuple(meta['input_shape'])}, these are {images.input_shape}")
+    images.labels = translate(images.labels, images.classes, meta["classes"])
+    engine = Engine(arguments.device, arguments.precision)
+    engine.prepare(algorithm)
+    result: dict[str, Any] = {
+        "run": str(arguments.run), "checkpoint": arguments.checkpoint, "step": meta["step"], "target": meta["target"],
+        "seed": meta["seed"], "trained_on": meta["sources"], "data_dir": str(arguments.data_dir),
+        "unreadable": images.unreadable, "environments": {},
+    }  # fmt: skip
+    for environment, name in enumerate(images.environments):
+        rows = images.select(environment)
+        batches = ((engine.to_device(x), y.to(engine.device)) for x, y in in_order(images, rows, arguments.batch_size))
+        with engine.evaluation(algorithm, seed=0):
+            outputs = evaluator.evaluate(algorithm, batches, images.groups[rows].tolist())
+        result["environments"][name] = evaluator.figures(outputs, ordinal=meta["ordinal"], intervals=True)
+        if sum(meta["train_counts"]) and outputs.probabilities is not None:
+            result["environments"][name]["majority"] = metrics.majority(
+                torch.tensor([int(np.argmax(meta["train_counts"]))]), torch.from_numpy(images.labels[rows]),
+                len(meta["classes"]), meta["ordinal"],
+            )  # fmt: skip
+    return finite(result)
+
+
+def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> Any:
+    """Return the data set of the new images, preprocessed as those of the run were.
+
+    Raises:
+        UserError: no data, an unknown data set or setting.
+    """
+    name = arguments.dataset or config["dataset"]
+    if arguments.dataset is None and name == "SyntheticFundus" and arguments.data_dir is not None:
+        name = "DR"
+    cls = DATASETS[name]
+    recorded = next(iter(config["datasets"].values()))
+    keep = ("image_size", "preprocess", "augment", "group_pattern") if name != config["dataset"] else recorded
+    same = {key: recorded[key] for key in keep if key in recorded and key in cls.HParams.model_fields}
+    same.pop("environments", None)  # the run's, not the new camera's
+    given = read_arguments(arguments.settings).values
+    resolved = resolve([cls.HParams], [Layer("the run", same), Layer(COMMAND_LINE, given)])
+    hparams = resolved.models[cls.HParams]
+    if arguments.data_dir is None and name == config["dataset"] and not given:
+        raise UserError("evaluate needs data that the run never saw. Give --data_dir <folder from a new camera>")
+    try:
+        return cls(arguments.data_dir, hparams)
+    except UserError:
+        folder = arguments.data_dir and arguments.data_dir.expanduser().resolve()
+        if folder is None or "environments" not in cls.HParams.model_fields or not folder.is_dir():
+            raise
+        try:  # <class>/<image>: one camera
+            return cls(folder.parent, hparams.model_copy(update={"environments": [folder.name]}))
+        except UserError:
+            pass
+        raise
+
+
+def translate(labels: np.ndarray, classes: list[str], known: list[str]) -> np.ndarray:
+    """Return labels as indices into the classes that the model knows: equal names, or equal grades.
+
+    Raises:
+        UserError: a class that occurs is unknown to the model.
+    """
+    from domainbed.datasets.labels import grade
+
+    if not classes or not known:
+        return labels
+    by_name = {name: index for index, name in enumerate(known)}
+    by_grade = {grade(name): index for index, name in enumerate(known) if grade(name) is not None}
+    if len(by_grade) < len(known):
+        by_grade = {}
+    mapping = np.full(len(classes), -1)
+    for index, name in enumerate(classes):
+        mapping[index] = by_name.get(name, by_grade.get(grade(name), -1))
+        if mapping[index] < 0 and (labels == index).any():
+            raise UserError(
+                f"the model knows no class {name!r}: it was trained on {', '.join(known)}. Rename the folder of that "
+                "class, or leave it out"
+            )
+    return mapping[labels]
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as text: one line per environment, an interval below each figure."""
+    from domainbed.summary import COLUMNS
+
+    lines = [
+        f"{found['run']}: checkpoint {found['checkpoint']} (step {found['step']}), trained on "
+        f"{', '.join(found['trained_on'])}; 95 % bootstrap intervals over patients"
+    ]
+    for name, figures in found["environments"].items():
+        lines.append(f"{name}: {figures['n']} images of {figures['num_groups']} patients")
+        for key, title in COLUMNS.items():
+            if key not in figures["metrics"]:
+                continue
+            value, interval = figures["metrics"][key], figures["intervals"].get(key)
+            shown = "undefined" if value is None else f"{value:.4f}"
+            between = f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
+            majority = figures.get("majority", {}).get(key)
+            beside = f"   majority class {majority:.4f}" if majority is not None else ""
+            lines.append(f"  {title:<18} {shown}{between}{beside}")
+    return "\n".join(lines)
