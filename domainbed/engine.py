@@ -7,13 +7,14 @@ import gc
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm, Minibatch, step_optimizers
 from domainbed.errors import UserError
@@ -65,6 +66,8 @@ class Engine:
     def prepare(self, algorithm: Algorithm) -> None:
         """Move an algorithm to the device, make its optimisers, and inject this engine into it."""
         algorithm.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.device.type == "cpu" and self.precision == "bf16":
+            keep_tiny_convolutions_in_float32(algorithm)
         optimizers = algorithm.optimizers()
         self.module, *prepared = self.accelerator.prepare(algorithm, *optimizers.values())
         self.optimizers: dict[str, Any] = dict(zip(optimizers, prepared, strict=True))
@@ -122,6 +125,24 @@ class Engine:
         """Put back what `optimizer_state` returned."""
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
+
+
+def keep_tiny_convolutions_in_float32(module: nn.Module) -> None:
+    """Compute strided convolutions of images no larger than their kernel or stride in float32.
+
+    On CPUs with bf16 units torch (2.11 to 2.15, by oneDNN) returns uninitialised memory as the weight gradient of
+    kernel taps that meet nothing but padding: a 3 x 3 convolution of stride 2 on one pixel, which a ResNet-50 has for
+    images of 16 px, gets gradients of 1e30 or NaN. So few pixels cost nothing in float32.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d) and max(part.stride) > 1:
+            part.forward = partial(_convolve, part)  # type: ignore[method-assign]
+
+
+def _convolve(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    tiny = min(x.shape[-2:]) <= max(*convolution.kernel_size, *convolution.stride)
+    with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and not tiny):
+        return nn.Conv2d.forward(convolution, x.float() if tiny else x)
 
 
 def resolve_precision(precision: str, on_cpu: bool) -> str:

@@ -1,0 +1,256 @@
+"""Checks of the contract of an algorithm, for the built-in ones and for yours.
+
+    from domainbed.testing import check_algorithm
+
+    def test_mine():
+        check_algorithm(Mine, latent_dim=8)
+
+Each check is a function of the class and some hyper-parameters and fails with an `AssertionError` that says what to
+mend. They run on tiny images in seconds.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from domainbed import checkpoint
+from domainbed.algorithms.base import (
+    Algorithm,
+    Decoder,
+    Encoder,
+    Minibatch,
+    Posterior,
+    Predictor,
+    Reconstructor,
+    Sampler,
+)
+from domainbed.engine import Engine
+
+NUM_CLASSES, NUM_DOMAINS, BATCH = 3, 2, 4
+SHAPES = ((3, 32, 32), (1, 32, 32), (3, 33, 33), (1, 17, 23))
+SMALL_BACKBONE = "test_resnet"  # timm's model for tests
+
+
+def build(cls: type[Algorithm], shape: tuple[int, int, int] = SHAPES[0], **hparams: Any) -> Algorithm:
+    """Return an instance, with a tiny random backbone where the class has one and none is named."""
+    torch.manual_seed(0)
+    if "model" in cls.HParams.model_fields:
+        hparams = {"model": SMALL_BACKBONE, "pretrained": "false"} | hparams
+    return cls(shape, NUM_CLASSES, NUM_DOMAINS, hparams)
+
+
+def minibatches(shape: tuple[int, int, int] = SHAPES[0], seed: int = 0, batch: int = BATCH) -> list[Minibatch]:
+    """Return smooth random images in [0, 1], each environment of another brightness, with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for domain in range(NUM_DOMAINS):
+        coarse = torch.rand(batch, shape[0], 4, 4, generator=generator) * (0.5 + 0.5 * domain)
+        images = torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
+        made.append((images, torch.randint(NUM_CLASSES, (batch,), generator=generator)))
+    return made
+
+
+def check_shapes(cls: type[Algorithm], **hparams: Any) -> None:
+    """Every capability returns what its protocol says, for grey and colour images of even and odd sizes."""
+    for shape in SHAPES:
+        algorithm = build(cls, shape, **hparams)
+        batches = minibatches(shape)
+        losses = algorithm.update(batches)
+        assert "loss" in losses, f"losses() returned {sorted(losses)}: 'loss' is what is minimised"
+        for key, value in losses.items():
+            assert value.shape == (), f"losses()[{key!r}] has shape {tuple(value.shape)}: take the mean over the batch"
+            assert value.isfinite(), f"losses()[{key!r}] is {value.item()} for images of shape {shape}"
+        assert algorithm.step.item() == 1, (
+            f"the step is {algorithm.step.item()} after one update: leave it to the base class"
+        )
+        x = batches[0][0]
+        algorithm.eval()
+        with torch.no_grad():
+            if isinstance(algorithm, Predictor):
+                _has_shape("predict", algorithm.predict(x), (BATCH, NUM_CLASSES))
+            if isinstance(algorithm, Reconstructor):
+                _is_image("reconstruct", algorithm.reconstruct(x), (BATCH, *shape))
+            if isinstance(algorithm, Encoder):
+                code = algorithm.encode(x)
+                assert code.ndim == 2 and len(code) == BATCH, f"encode() returned {tuple(code.shape)}, not (B, D)"
+                if isinstance(algorithm, Decoder):
+                    _is_image("decode", algorithm.decode(code), (BATCH, *shape))
+            if isinstance(algorithm, Posterior):
+                mean, logvar = algorithm.posterior(x)
+                assert mean.shape == logvar.shape, f"posterior() returned {tuple(mean.shape)} and {tuple(logvar.shape)}"
+            if isinstance(algorithm, Sampler):
+                _is_image("sample", algorithm.sample(BATCH), (BATCH, *shape))
+
+
+def check_every_parameter_learns(cls: type[Algorithm], **hparams: Any) -> None:
+    """Three updates move every parameter that asks for a gradient.
+
+    Not one: a residual block that begins as the identity hides its inner weights from the first gradient.
+    """
+    algorithm = build(cls, **hparams)
+    before = {key: value.clone() for key, value in algorithm.named_parameters()}
+    _train(algorithm, 0, 3)
+    trainable = {key: value for key, value in algorithm.named_parameters() if value.requires_grad}
+    untouched = [key for key, value in trainable.items() if torch.equal(value, before[key])]
+    assert not untouched, f"three updates left these untouched: {untouched}"
+
+
+def check_overfits_one_batch(cls: type[Algorithm], **hparams: Any) -> None:
+    """The loss of one batch, seen again and again, falls by at least a tenth of what it was."""
+    algorithm = build(cls, **({"lr": 3e-3} | hparams))
+    batches = minibatches()
+    losses = []
+    for step in range(60):
+        torch.manual_seed(step)
+        losses.append(algorithm.update(batches)["loss"].item())
+    start, end = losses[0], sum(losses[-5:]) / 5
+    assert end < start - 0.1 * abs(start), f"60 steps on one batch took the loss from {start:.4g} to {end:.4g} only"
+
+
+def check_batch_size_does_not_matter(cls: type[Algorithm], **hparams: Any) -> None:
+    """In evaluation and without noise, each term of a batch is the mean of the terms of its images."""
+    algorithm = build(cls, **hparams)
+    if algorithm.batch_coupled:
+        return
+    algorithm.eval()
+    x, y = minibatches()[0]
+    with torch.no_grad(), NoNoise():
+        together = algorithm.losses([(x, y)])
+        alone = [algorithm.losses([(x[i : i + 1], y[i : i + 1])]) for i in range(len(x))]
+    for key, value in together.items():
+        mean = torch.stack([one[key] for one in alone]).mean()
+        assert torch.allclose(value, mean, rtol=1e-3, atol=1e-5), (
+            f"losses()[{key!r}] is {value.item():.6g} for {len(x)} images together, but {mean.item():.6g} is the mean "
+            "of them alone. Keep a value per image until the last line, or let `batch_coupled` return True"
+        )
+
+
+def check_resume_is_exact(cls: type[Algorithm], **hparams: Any) -> None:
+    """Three steps, saved after the first and gone on with in a new object, give what three steps in one go give."""
+    straight, first = build(cls, **hparams), build(cls, **hparams)
+    engines = [Engine("cpu", "float32") for _ in range(3)]
+    engines[0].prepare(straight)
+    engines[1].prepare(first)
+    _train(straight, 0, 3)
+    _train(first, 0, 1)
+    torch.manual_seed(1)
+    second = cls(SHAPES[0], NUM_CLASSES, NUM_DOMAINS, first.hparams)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    engines[2].prepare(second)
+    engines[2].load_optimizer_state(copy.deepcopy(engines[1].optimizer_state()))
+    _train(second, 1, 3)
+    differing = [
+        key for key, value in straight.state_dict().items() if not torch.equal(value, second.state_dict()[key])
+    ]
+    assert not differing, (
+        f"after a resume these differ from an uninterrupted run: {differing}. Whatever changes during training must be "
+        "a parameter or a buffer, or live in an optimiser"
+    )
+
+
+def check_save_and_load(cls: type[Algorithm], **hparams: Any) -> None:
+    """What a checkpoint holds is enough to give the same answers again."""
+    algorithm = build(cls, **hparams)
+    _train(algorithm, 0, 2)
+    algorithm.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder) / "last", algorithm, {"step": 2})
+        torch.manual_seed(1)
+        loaded = cls(SHAPES[0], NUM_CLASSES, NUM_DOMAINS, algorithm.hparams)
+        checkpoint.load_weights(Path(folder) / "last", loaded)
+    loaded.eval()
+    for name, answer in _answers(algorithm).items():
+        assert torch.equal(answer, _answers(loaded)[name]), f"{name} answers differently after saving and loading"
+
+
+def check_evaluation_is_deterministic(cls: type[Algorithm], **hparams: Any) -> None:
+    """In evaluation, what takes no noise answers the same twice, whatever else is in the batch, and moves nothing."""
+    algorithm = build(cls, **hparams)
+    _train(algorithm, 0, 1)
+    algorithm.eval()
+    before = copy.deepcopy(algorithm.state_dict())
+    first = _answers(algorithm)
+    torch.manual_seed(99)
+    second = _answers(algorithm)
+    single = _answers(algorithm, minibatches()[0][0][:1])
+    with torch.no_grad():
+        algorithm.losses(minibatches())
+    for name, answer in first.items():
+        assert torch.equal(answer, second[name]), (
+            f"{name} answers differently the second time: use no noise in evaluation"
+        )
+        assert torch.allclose(answer[:1], single[name], rtol=1e-3, atol=1e-4), (
+            f"{name} depends on the rest of the batch"
+        )
+    moved = [key for key, value in algorithm.state_dict().items() if not torch.equal(value, before[key])]
+    assert not moved, f"evaluation changed these: {moved}"
+
+
+CHECKS: tuple[Callable[..., None], ...] = (
+    check_shapes,
+    check_every_parameter_learns,
+    check_overfits_one_batch,
+    check_batch_size_does_not_matter,
+    check_resume_is_exact,
+    check_save_and_load,
+    check_evaluation_is_deterministic,
+)
+
+
+def check_algorithm(cls: type[Algorithm], **hparams: Any) -> None:
+    """Run every check on a class.
+
+    Args:
+        cls: a subclass of `Algorithm`.
+        hparams: hyper-parameters that make it small.
+
+    Raises:
+        AssertionError: the first promise that the class does not keep.
+    """
+    for check in CHECKS:
+        check(cls, **hparams)
+
+
+class NoNoise(TorchFunctionMode):
+    """While active, normal draws are 0 and uniform draws 1/2, so that a sample is its distribution's centre."""
+
+    CENTRES = {torch.randn_like: 0.0, torch.randn: 0.0, torch.rand_like: 0.5, torch.rand: 0.5, Tensor.normal_: 0.0}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result.fill_(self.CENTRES[func]) if func in self.CENTRES else result
+
+
+def _train(algorithm: Algorithm, start: int, end: int) -> None:
+    for step in range(start, end):
+        torch.manual_seed(1000 + step)
+        algorithm.update(minibatches(seed=step))
+
+
+def _answers(algorithm: Algorithm, x: Tensor | None = None) -> dict[str, Tensor]:
+    x = minibatches()[0][0] if x is None else x
+    with torch.no_grad():
+        found = {
+            name: getattr(algorithm, name)(x)
+            for name in ("predict", "encode", "reconstruct")
+            if hasattr(algorithm, name)
+        }
+        if isinstance(algorithm, Posterior):
+            found["posterior"] = torch.cat(algorithm.posterior(x), dim=1)
+    return found
+
+
+def _has_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    assert tuple(value.shape) == shape, f"{name}() returned {tuple(value.shape)}, not {shape}"
+
+
+def _is_image(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    _has_shape(name, value, shape)
+    low, high = value.aminmax()
+    assert low >= 0 and high <= 1, f"{name}() returned values from {low.item():.3g} to {high.item():.3g}, not in [0, 1]"

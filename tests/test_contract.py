@@ -1,0 +1,158 @@
+"""Every registered algorithm keeps every promise of `domainbed.testing`, and each check can fail."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from domainbed.algorithms.autoencoder import AE
+from domainbed.algorithms.base import Algorithm, concatenate
+from domainbed.algorithms.vae_dg import VAE_DG
+from domainbed.registry import ALGORITHMS
+from domainbed.testing import (
+    CHECKS,
+    check_algorithm,
+    check_batch_size_does_not_matter,
+    check_evaluation_is_deterministic,
+    check_every_parameter_learns,
+    check_overfits_one_batch,
+    check_resume_is_exact,
+    check_save_and_load,
+    check_shapes,
+)  # fmt: skip
+
+SMALL = {"VAE_DG": {"latent_dim": 16}, "AE": {"latent_dim": 16}}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_contract(name: str, check: Callable[..., None]) -> None:
+    check(ALGORITHMS[name], **SMALL.get(name, {}))
+
+
+@pytest.mark.parametrize(
+    "hparams",
+    [
+        {"recon_reduction": "sum", "lr": 1e-3},
+        {"decoder": "published"},
+        {"kl_anneal_cyclical": True, "kl_anneal_end": 2, "kl_anneal_cycle_length": 4},
+        {"paper_compat": True, "recon_reduction": "sum", "decoder": "published", "loss_multiplier_kl": 50_000.0},
+    ],
+    ids=["sum", "published decoder", "cyclical", "paper_compat"],
+)
+def test_vae_dg_keeps_the_contract_in_each_of_its_forms(hparams: dict) -> None:
+    check_algorithm(VAE_DG, latent_dim=16, **hparams)
+
+
+class Bad(AE):
+    """The plain autoencoder, to be broken in one way by each subclass."""
+
+
+class Forgetful(Bad):
+    """Keeps something that changes outside of parameters and buffers."""
+
+    count = 0
+
+    def losses(self, minibatches, unlabeled=None):
+        self.count += 1
+        terms = super().losses(minibatches)
+        return {**terms, "loss": terms["loss"] * (1 + 1 / self.count)}
+
+
+class Idle(Bad):
+    """Has a layer that nothing uses."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.unused = nn.Linear(2, 2)
+
+
+class Stuck(Bad):
+    """Learns nothing."""
+
+    def losses(self, minibatches, unlabeled=None):
+        return {key: value * 0 + 1 for key, value in super().losses(minibatches).items()}
+
+
+class Summing(Bad):
+    """Sums over the batch without saying so."""
+
+    def losses(self, minibatches, unlabeled=None):
+        x, _ = concatenate(minibatches)
+        return {"loss": (self.reconstruct(x) - x).square().sum()}
+
+
+class Noisy(Bad):
+    """Answers differently every time."""
+
+    def encode(self, x):
+        code = super().encode(x)
+        return code + torch.randn_like(code)
+
+
+class Unbounded(Bad):
+    """Returns logits as an image."""
+
+    def decode(self, z):
+        return self.decoder(z) * 100
+
+
+class Unsaved(Bad):
+    """Keeps a weight that is not saved."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("offset", torch.rand(1), persistent=False)
+
+    def encode(self, x):
+        return super().encode(x) + self.offset
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "says"),
+    [
+        (Forgetful, check_resume_is_exact, "after a resume these differ"),
+        (Idle, check_every_parameter_learns, "unused.weight"),
+        (Stuck, check_overfits_one_batch, "took the loss from"),
+        (Summing, check_batch_size_does_not_matter, "batch_coupled"),
+        (Noisy, check_evaluation_is_deterministic, "second time"),
+        (Unbounded, check_shapes, r"not in \[0, 1\]"),
+        (Unsaved, check_save_and_load, "after saving and loading"),
+    ],
+)
+def test_each_check_finds_the_fault_it_is_there_for(cls: type[Algorithm], check: Callable, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        check(cls, latent_dim=8)
+
+
+def test_every_algorithm_has_a_distinct_set_of_keys_beside_the_run_and_every_data_set() -> None:
+    from domainbed.registry import DATASETS
+    from domainbed.settings import RunSettings
+
+    for name in ALGORITHMS:
+        keys = set(ALGORITHMS[name].HParams.model_fields)
+        assert not keys & set(RunSettings.model_fields), name
+        for dataset in DATASETS:
+            assert not keys & set(DATASETS[dataset].HParams.model_fields), (name, dataset)
+
+
+def test_several_optimisers_each_move_their_own_parameters_on_one_graph() -> None:
+    class Two(AE):
+        def optimizers(self):
+            return {
+                "encoder": self.make_optimizer([*self.encoder.parameters(), *self.bottleneck.parameters()]),
+                "decoder": self.make_optimizer(self.decoder.parameters()),
+            }
+
+        def losses(self, minibatches, unlabeled=None):
+            loss = super().losses(minibatches)["loss"]
+            return {"loss": loss, "loss/encoder": loss * 0.0, "loss/decoder": loss}
+
+    algorithm = Two((3, 16, 16), 0, 2, {"latent_dim": 4})
+    before = {key: value.clone() for key, value in algorithm.named_parameters()}
+    from domainbed.testing import minibatches
+
+    algorithm.update(minibatches((3, 16, 16)))
+    moved = {key.split(".")[0] for key, value in algorithm.named_parameters() if not torch.equal(value, before[key])}
+    assert moved == {"decoder"}  # the encoder's own loss has no gradient, and the decoder's must not reach it

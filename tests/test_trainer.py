@@ -1,0 +1,363 @@
+"""Whole runs at a tiny size: what they leave, that they resume bit for bit, stop cleanly, and name what went wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+import domainbed
+from domainbed.cli.train import main
+from domainbed.errors import UserError
+from domainbed.registry import ALGORITHMS
+
+REPOSITORY = Path(__file__).parents[1]
+SHORT = ["--steps", "4", "--checkpoint_freq", "2", "--recon_freq", "2", "--tb_freq", "1", "batch_size=4"]
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def run_folder(name: str, dataset: str = "DR") -> Path:
+    return Path("results/train_output") / dataset / name
+
+
+def test_a_run_leaves_what_the_documentation_lists(train, photographs: Path) -> None:
+    status, out, err = train("whole", "--data_dir", photographs, *SHORT)
+    assert (status, err) == (0, "")
+    folder = run_folder("whole")
+    for target in ("camera0", "camera1", "camera2"):
+        for name in ("init", "last", "best", "oracle"):
+            assert (folder / f"te_{target}/checkpoints/{name}/model.safetensors").is_file()
+        assert (folder / f"te_{target}/model.safetensors").is_file()
+        assert (folder / f"te_{target}/done").is_file()
+        for step in ("recon_step_0", "recon_step_2", "recon_final"):
+            names = {path.name for path in (folder / step / f"te_{target}").iterdir()}
+            assert names == {f"camera{i}_{split}.png" for i in range(3) for split in ("train", "val")}
+        assert list((folder / f"tensorboard/te_{target}").glob("events*"))
+    for name in ("config.yaml", "log.txt", "summary.md", "summary.csv", "summary.json"):
+        assert (folder / name).stat().st_size
+    kinds = [record["kind"] for record in records(folder)]
+    assert kinds.count("train") == 3 * 4
+    assert kinds.count("eval") == 3 * 2 * 3  # targets, checkpoints, environments
+    assert "majority class" in out and "oracle" in out
+    assert "beta" in (folder / "log.txt").read_text()
+
+
+def test_the_records_hold_the_losses_by_their_documented_names(train, photographs: Path) -> None:
+    train("names", "--data_dir", photographs, "--test_envs", "0", *SHORT)
+    record = next(record for record in records(run_folder("names")) if record["kind"] == "train")
+    expected = {"total_loss", "recon_loss", "KLD_loss", "KLD_weighted", "y_loss", "kl_anneal_weight"}
+    assert expected <= record.keys()
+    assert "loss" not in record
+
+
+def test_held_out_images_are_never_trained_on_and_the_target_not_at_all(train, photographs: Path, monkeypatch) -> None:
+    from domainbed.datasets.loaders import TrainLoader
+
+    seen: dict[str, set[str]] = {"names": set()}
+    original = TrainLoader.row_indices
+
+    def spy(self, step, environment):
+        rows = original(self, step, environment)
+        seen["names"] |= set(self.images.names[rows])
+        seen["held_out"] = set(self.images.names[self.images.split != "train"])
+        return rows
+
+    monkeypatch.setattr(TrainLoader, "row_indices", spy)
+    train("disjoint", "--data_dir", photographs, "--test_envs", "camera1", "--steps", "20", "batch_size=8")
+    assert not seen["names"] & seen["held_out"]
+    assert {name.split("/")[0] for name in seen["names"]} == {"camera0", "camera2"}
+    assert len(seen["names"]) == 2 * 20  # every training image of both, nothing else: 24 less a fifth of each grade
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_a_stopped_run_goes_on_bit_for_bit(train, photographs: Path, algorithm: str, precision: str) -> None:
+    arguments = ["--data_dir", photographs, "--algorithm", algorithm, "--precision", precision, "--device", "cpu"]
+    arguments += ["--test_envs", "0", *SHORT, "augment=crop_scale,horizontal_flip,color_jitter"]
+    if algorithm == "VAE_DG":
+        arguments += ["kl_anneal_end=4"]
+    assert train("straight", *arguments)[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)  # between two checkpoints
+        assert train("stopped", *arguments)[0] == 130
+    assert train("stopped", "--resume")[0] == 0
+    straight, stopped = run_folder("straight"), run_folder("stopped")
+    for name in ("last", "best", "oracle", "init"):
+        one, other = (load_file(f / "te_camera0/checkpoints" / name / "model.safetensors") for f in (straight, stopped))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    assert records(straight) == records(stopped)
+    for path in sorted((straight / "recon_final").rglob("*.png")):
+        assert np.array_equal(Image.open(path), Image.open(stopped / path.relative_to(straight))), path
+
+
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Send this process the signal of Ctrl-C when the given step has been taken."""
+    from domainbed.algorithms.base import Algorithm
+
+    original = Algorithm.finish_step
+
+    def finish_step(self):
+        original(self)
+        if self.step.item() == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    patch.setattr(Algorithm, "finish_step", finish_step)
+
+
+def test_a_run_killed_at_any_moment_goes_on_and_ends_the_same(tmp_path: Path, photographs: Path) -> None:
+    command = [
+        sys.executable, str(REPOSITORY / "train_all.py"), "--data_dir", str(photographs), "--test_envs", "0",
+        "--steps", "40", "--checkpoint_freq", "3", "--precision", "float32", "--device", "cpu", "model=test_resnet",
+        "pretrained=false", "image_size=16", "batch_size=4", "--results_dir", str(tmp_path / "results"),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    (tmp_path / "config.yaml").write_text("")
+    options = {"env": environment, "cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    killed = tmp_path / "results/train_output/DR/killed"
+    process = subprocess.Popen([*command, "killed"], **options)
+    delays = iter((0.0, 0.15))
+    kills = 0
+    while process.poll() is None:
+        if (killed / "te_camera0/checkpoints/last/checkpoint.json").exists():
+            time.sleep(next(delays, 60))
+            if process.poll() is None:
+                process.kill()
+                kills += 1
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
+            process = subprocess.Popen([*command, "killed", "--resume"], **options)
+            if kills == 2:
+                break
+        time.sleep(0.01)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert kills >= 1
+    subprocess.run([*command, "straight"], check=True, **options)
+    straight = tmp_path / "results/train_output/DR/straight"
+    for name in ("last", "best"):
+        one, other = (load_file(f / "te_camera0/checkpoints" / name / "model.safetensors") for f in (straight, killed))
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    assert records(straight) == records(killed)
+
+
+def test_finished_targets_are_skipped_and_the_others_done(train, photographs: Path) -> None:
+    assert train("several", "--data_dir", photographs, *SHORT)[0] == 0
+    folder = run_folder("several")
+    before = records(folder)
+    stamp = (folder / "te_camera0/checkpoints/last/model.safetensors").stat().st_mtime_ns
+    (folder / "te_camera2/done").unlink()
+    status, out, _ = train("several", "--resume")
+    assert status == 0
+    assert out.count("done already") == 2
+    assert (folder / "te_camera0/checkpoints/last/model.safetensors").stat().st_mtime_ns == stamp
+    assert sorted(map(json.dumps, records(folder))) == sorted(map(json.dumps, before))
+
+
+def test_seeds_repeat_the_run_with_the_same_splits(train, photographs: Path) -> None:
+    status, out, _ = train("seeds", "--data_dir", photographs, "--test_envs", "0", "--seeds", "0", "1", *SHORT)
+    assert status == 0
+    folder = run_folder("seeds")
+    one, other = (load_file(folder / f"seed_{s}/te_camera0/checkpoints/last/model.safetensors") for s in (0, 1))
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+    found = {record["seed"]: record["n"] for record in records(folder) if record["kind"] == "final"}
+    assert found.keys() == {0, 1} and len(set(found.values())) == 1
+    assert "standard error" in out
+    assert domainbed.load(folder, seed=1).step.item() in (2, 4)
+    with pytest.raises(UserError, match="seed=0.*seed=1"):
+        domainbed.load(folder)
+
+
+def test_two_environments_are_left_out_together(train, photographs: Path) -> None:
+    status, _, _ = train("pair", "--data_dir", photographs, "--test_envs", "0,2", *SHORT)
+    assert status == 0
+    final = [record for record in records(run_folder("pair")) if record["kind"] == "final"]
+    assert {record["target"] for record in final} == {"camera0+camera2"}
+    targets = {record["environment"] for record in final if record["role"] == "target"}
+    assert targets == {"camera0", "camera2"}
+    assert domainbed.load(run_folder("pair")).num_domains == 1
+
+
+def test_one_environment_trains_without_a_target(train, photographs: Path) -> None:
+    status, out, _ = train("alone", "--data_dir", photographs, "environments=camera1", *SHORT)
+    assert status == 0 and "without a target" in out
+    assert (run_folder("alone") / "te_none/checkpoints/best").is_dir()
+    assert not (run_folder("alone") / "te_none/checkpoints/oracle").exists()
+
+
+def test_loading_gives_back_the_answers_of_the_run(train, photographs: Path) -> None:
+    train("loaded", "--data_dir", photographs, "--test_envs", "0", *SHORT)
+    folder = run_folder("loaded")
+    x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    by_name = domainbed.load(folder, target="camera0", checkpoint="best")
+    exported = domainbed.load(folder / "te_camera0/model.safetensors")
+    assert not by_name.training
+    assert torch.equal(by_name.predict(x), exported.predict(x))
+    last = domainbed.load(folder, checkpoint="last")
+    assert last.step.item() == 4
+    raw = load_file(folder / "te_camera0/checkpoints/last/model.safetensors")
+    assert all(torch.equal(value, raw[key]) for key, value in last.state_dict().items())
+
+
+def test_the_written_configuration_repeats_the_run(train, photographs: Path) -> None:
+    train("first", "--data_dir", photographs, "--test_envs", "0", "lr=0.002", *SHORT)
+    config = run_folder("first") / "config.yaml"
+    assert yaml.safe_load(config.read_text())["algorithms"]["VAE_DG"]["lr"] == 0.002
+    assert train("second", config, tiny=False)[0] == 0
+    assert records(run_folder("first")) == records(run_folder("second"))
+
+
+def test_going_on_with_other_settings_is_refused(train, photographs: Path) -> None:
+    train("kept", "--data_dir", photographs, "--test_envs", "0", *SHORT)
+    status, _, err = train("kept", "--resume", "lr=0.5", "--steps", "9")
+    assert status == 2
+    assert "lr was 0.0001 and is now 0.5" in err and "steps was 4 and is now 9" in err
+
+
+def test_a_loss_that_is_not_finite_names_step_term_and_environment(train, photographs: Path, monkeypatch) -> None:
+    from domainbed.algorithms.vae_dg import VAE_DG
+
+    original = VAE_DG.losses
+
+    def losses(self, minibatches, unlabeled=None):
+        terms = original(self, minibatches)
+        bright = torch.cat([x for x, _ in minibatches]).mean((1, 2, 3)).max() > 0.55  # camera2 alone is that bright
+        if self.step.item() >= 2 and bright:
+            terms["y_loss"] = terms["y_loss"] * float("nan")
+            terms["loss"] = terms["loss"] + terms["y_loss"]
+        return terms
+
+    monkeypatch.setattr(VAE_DG, "losses", losses)
+    status, _, err = train("nan", "--data_dir", photographs, "--test_envs", "0", *SHORT, "augment=")
+    assert status == 2
+    assert "step 3" in err and "y_loss" in err and "the minibatch of camera2 alone" in err
+    assert "camera1" not in err
+    weights = load_file(run_folder("nan") / "te_camera0/checkpoints/last/model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_second_process_is_refused_while_one_writes(train, photographs: Path) -> None:
+    from domainbed.records import RunFolder
+
+    train("locked", "--data_dir", photographs, "--test_envs", "0", *SHORT)
+    holder = RunFolder(run_folder("locked"), resume=True)
+    code = (
+        "import sys; from pathlib import Path; from domainbed.records import RunFolder\n"
+        f"RunFolder(Path({str(run_folder('locked').resolve())!r}), resume=True)"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert other.returncode != 0 and f"another process (number {os.getpid()})" in other.stderr
+    holder.close()
+    RunFolder(run_folder("locked"), resume=True).close()
+    with pytest.raises(UserError, match="exists already"):
+        RunFolder(run_folder("locked"), resume=False)
+
+
+def test_a_full_disk_stops_with_what_it_means_and_keeps_the_older_checkpoint(train, photographs, monkeypatch) -> None:
+    import errno
+
+    train("full", "--data_dir", photographs, "--test_envs", "0", *SHORT)
+    folder = run_folder("full")
+    before = (folder / "te_camera0/checkpoints/last/model.safetensors").read_bytes()
+    (folder / "te_camera0/done").unlink()
+    (folder / "te_camera0/checkpoints/last/checkpoint.json").write_text(
+        (folder / "te_camera0/checkpoints/last/checkpoint.json").read_text().replace('"step": 4', '"step": 3')
+    )
+    original = Path.write_bytes
+
+    def write_bytes(self, data):
+        if self.name == "state.pt":
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return original(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    status, _, err = train("full", "--resume")
+    assert status == 2 and "disk is full" in err and "--resume" in err
+    assert (folder / "te_camera0/checkpoints/last/model.safetensors").read_bytes() == before
+    assert not list((folder / "te_camera0/checkpoints").glob(".*.new"))
+
+
+def test_an_interrupt_before_the_first_checkpoint_leaves_a_run_to_go_on_with(train, photographs: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 1)
+        status, out, _ = train("early", "--data_dir", photographs, "--test_envs", "0", *SHORT)
+    assert status == 130 and "Go on with --resume" in out
+    status, out, _ = train("early", "--resume")
+    assert status == 0 and "goes on after step 1" in out
+
+
+def test_train_subset_holds_out_the_first_environment_only(train, photographs: Path) -> None:
+    status, _, _ = train("subset", "--data_dir", photographs, "--subset_size", "12", *SHORT, script="train_subset")
+    assert status == 0
+    assert [path.name for path in run_folder("subset").glob("te_*")] == ["te_camera0"]
+    whole = [r for r in records(run_folder("subset")) if r["kind"] == "final" and r["part"] == "whole"]
+    assert {record["n"] for record in whole} == {12}
+
+
+def test_unlabelled_images_train_an_autoencoder(train, photographs: Path, tmp_path) -> None:
+    rows = [f"{path},{path.parent.parent.name}" for path in sorted(photographs.rglob("*.png"))]
+    (tmp_path / "images.csv").write_text("path,environment\n" + "\n".join(rows) + "\n")
+    arguments = ["--dataset", "Manifest", "--data_dir", tmp_path / "images.csv", "--test_envs", "0", *SHORT]
+    status, out, _ = train("ae", *arguments, "--algorithm", "AE")
+    assert status == 0 and "selected by total_loss" in out
+    status, _, err = train("vae", *arguments)
+    assert status == 2 and "no labels" in err and "--algorithm AE" in err
+
+
+@pytest.mark.parametrize("algorithm", ["VAE_DG", "AE"])
+def test_the_pictures_show_the_images_and_their_reconstructions(train, photographs: Path, algorithm: str) -> None:
+    train("pictures", "--data_dir", photographs, "--test_envs", "0", "--algorithm", algorithm, *SHORT)
+    picture = np.asarray(Image.open(run_folder("pictures") / "recon_final/te_camera0/camera2_val.png")).astype(float)
+    tiles = picture[44:140, 118:214]  # the first input: a camera2 image, grade 0, of mean 160 in every channel
+    assert tiles.mean() == pytest.approx(159.5, abs=6)
+
+
+def test_tensorboard_holds_the_scalars_the_pictures_and_the_histograms(train, photographs: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train("events", "--data_dir", photographs, "--test_envs", "0", *SHORT)
+    events = EventAccumulator(str(run_folder("events") / "tensorboard/te_camera0"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/total_loss", "camera1_source_val/kappa", "camera0_target_val/psnr"} <= set(tags["scalars"])
+    assert "reconstructions/camera0_val" in tags["images"]
+    assert "latent/camera1_mean" in tags["histograms"]
+    steps = [event.step for event in events.Scalars("train/total_loss")]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_plugin_trains_resumes_and_loads(train, photographs: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        '"""My idea."""\n'
+        "from domainbed.algorithms.erm import ERM\n"
+        "from domainbed.registry import ALGORITHMS\n\n"
+        '@ALGORITHMS.register("Mine")\n'
+        "class Mine(ERM):\n"
+        '    """My idea, in one file."""\n'
+    )
+    arguments = ["--data_dir", photographs, "--test_envs", "0", "--plugin", plugin, "--algorithm", "Mine", *SHORT]
+    assert train("mine", *arguments)[0] == 0
+    code = f"import domainbed; print(type(domainbed.load({str(run_folder('mine').resolve())!r})).__name__)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "Mine", loaded.stderr
+
+
+def test_the_scripts_are_the_command_line() -> None:
+    for script in ("train_all", "train_subset"):
+        shown = subprocess.run([sys.executable, REPOSITORY / f"{script}.py", "--help"], capture_output=True, text=True)
+        assert shown.returncode == 0 and f"usage: python {script}.py" in shown.stdout
+    assert main("train_all", ["--help"]) == 0
