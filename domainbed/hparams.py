@@ -10,6 +10,7 @@ remembers which layer set what. What the settings mean is not here.
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -77,7 +78,7 @@ class HParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
-    #: Values, of this model or of the run, that a flag stands for. They rank just below the layer that sets the flag.
+    #: Values, of this model or of the run, that a flag stands for. They rank just below the place that sets the flag.
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __getitem__(self, key: str) -> Any:
@@ -92,11 +93,13 @@ class Layer:
         name: the place, as messages name it ("config.yaml", "command line").
         values: key to value; nested `algorithms:` and `datasets:` blocks are already taken out.
         shared: whether the place serves several runs, so that a key of another algorithm is not a mistake.
+        place: what layers of one file have in common; empty for a layer that is a place of its own.
     """
 
     name: str
     values: Mapping[str, Any]
     shared: bool = False
+    place: str = ""
 
 
 @dataclass
@@ -135,25 +138,30 @@ def resolve(
     resolved = Resolved({key: info.get_default(call_default_factory=True) for key, info in fields.items()}, {})
     resolved.sources = dict.fromkeys(fields, "default")
     faults: list[str] = []
-    for layer in layers:
-        parsed: dict[str, Any] = {}
-        for key, value in layer.values.items():
-            if key in fields:
-                try:
-                    parsed[key] = parse(fields[key], value)
-                except ValidationError as error:
-                    faults.append(f"{layer.name}: {explain(key, fields[key], value, error)}")
-            elif layer.shared and key in set(known_elsewhere()):
-                resolved.unused.append((layer.name, key))
-            else:
-                faults.append(f"{layer.name}: no setting named {key!r}{did_you_mean(key, fields)}")
-        for flag in presets.keys() & parsed.keys():
-            if parsed[flag]:
-                implied = {key: parse(fields[key], value) for key, value in presets[flag].items() if key in fields}
-                resolved.values |= implied
-                resolved.sources |= dict.fromkeys(implied, f"{layer.name}: {flag}")
-        resolved.values |= parsed
-        resolved.sources |= dict.fromkeys(parsed, layer.name)
+    for _, place in groupby(layers, key=lambda layer: layer.place or layer.name):
+        stated: list[tuple[str, dict[str, Any]]] = []
+        for layer in place:
+            parsed: dict[str, Any] = {}
+            for key, value in layer.values.items():
+                if key in fields:
+                    try:
+                        parsed[key] = parse(fields[key], value)
+                    except ValidationError as error:
+                        faults.append(f"{layer.name}: {explain(key, fields[key], value, error)}")
+                elif layer.shared and key in set(known_elsewhere()):
+                    resolved.unused.append((layer.name, key))
+                else:
+                    faults.append(f"{layer.name}: no setting named {key!r}{did_you_mean(key, fields)}")
+            stated.append((layer.name, parsed))
+        for flag in reversed(presets):  # the run's last: --debug is short, whatever an algorithm's flag asks for
+            for name, parsed in stated:
+                if parsed.get(flag):
+                    implied = {key: parse(fields[key], value) for key, value in presets[flag].items() if key in fields}
+                    resolved.values |= implied
+                    resolved.sources |= dict.fromkeys(implied, f"{name}: {flag}")
+        for name, parsed in stated:  # what a place states itself wins over what its flags imply
+            resolved.values |= parsed
+            resolved.sources |= dict.fromkeys(parsed, name)
     for model in models:
         try:
             resolved.models[model] = model(**{key: resolved.values[key] for key in model.model_fields})

@@ -128,8 +128,15 @@ class Registry:
             yield Entry(point.name, _entry_point_line(point), origin, partial(self._load, point))
 
     def _load(self, point: EntryPoint) -> None:
-        cls = point.load()
-        self._classes.setdefault(point.name, cls)
+        try:
+            cls = point.load()
+        except Exception as error:
+            raise UserError(
+                f"the installed {self.kind} {point.name!r} ({point.value}) does not import: "
+                f"{type(error).__name__}: {error}. Mend or uninstall its package"
+            ) from error
+        if point.name not in self._classes:
+            self.register(point.name)(cls)
 
 
 ALGORITHMS = Registry("algorithm", "ALGORITHMS", "domainbed.algorithms")
@@ -194,16 +201,18 @@ def _registered(tree: ast.Module, variable: str) -> Iterator[tuple[str, str]]:
 def _entry_point_line(point: EntryPoint) -> str:
     """First docstring line of an entry point's class, read from its file; empty where that can't be found."""
     top, *rest = point.module.split(".")
-    spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
-        return ""
-    base = Path(spec.origin)
-    if rest:
-        base = base.parent.joinpath(*rest)
-        base = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-    if not base.is_file():
-        return ""
-    for node in ast.parse(base.read_bytes()).body:
+    try:
+        spec = importlib.util.find_spec(top)
+        if spec is None or spec.origin is None:
+            return ""
+        base = Path(spec.origin)
+        if rest:
+            base = base.parent.joinpath(*rest)
+            base = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+        tree = ast.parse(base.read_bytes())
+    except (OSError, SyntaxError, ValueError, ImportError):
+        return ""  # a broken package says so when its class is asked for; it must not break the others
+    for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == point.attr:
             return first_line(ast.get_docstring(node))
     return ""

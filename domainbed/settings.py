@@ -17,6 +17,12 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int) else value
 
 
+def _as_paths(value: Any) -> Any:
+    if value is None:
+        return []
+    return [value] if isinstance(value, (str, Path)) else value
+
+
 def _as_texts(value: Any) -> Any:
     return [str(one) for one in _as_list(value)] if isinstance(value, (int, str, list)) else value
 
@@ -27,6 +33,8 @@ Environments = Annotated[
     Kind("a list of environments by number or name, such as 0 2 (two runs) or 0,2 (both held out in one run)"),
 ]
 Seeds = Annotated[list[NonNegativeInt], BeforeValidator(_as_list), Kind("a list of whole numbers, such as 0 1 2")]
+
+Paths = Annotated[list[Path], BeforeValidator(_as_paths), Kind("the path of a file, or a list of paths")]
 
 WHAT, DATA, HOW_LONG, JUDGED, MACHINE, OUTPUT = (
     "what is trained", "data and splits", "how long, how often", "how it is judged", "machine", "where it goes",
@@ -45,7 +53,7 @@ class RunSettings(BaseModel):
 
     algorithm: str = setting("VAE_DG", WHAT, "name of an algorithm; `python -m domainbed list` shows all")
     dataset: str | None = setting(None, WHAT, "name of a data set: DR where --data_dir is given, else SyntheticFundus")
-    plugin: list[Path] = setting([], WHAT, "Python files that register algorithms or data sets of your own")
+    plugin: Paths = setting([], WHAT, "Python files that register algorithms or data sets of your own")
 
     data_dir: Path | None = setting(None, DATA, "folder of the data, <environment>/<class>/<image>, or a manifest")
     test_envs: Environments = setting(

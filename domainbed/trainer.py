@@ -492,7 +492,8 @@ class Training:
         )
         return UserError(
             f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: "
-            f"{', '.join(error.terms)}; {who}. The weights before this step are kept in {self.checkpoints}. Lower lr, or use --precision float32"
+            f"{', '.join(error.terms)}; {who}. The weights before this step are kept in "
+            f"{self.checkpoints}. Lower lr, or use --precision float32"
         )
 
 

@@ -6,15 +6,17 @@ Device, precision and the optimiser's step belong to the engine, which is inject
 lines itself, so that a test or a notebook needs nothing else.
 """
 
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from domainbed import hparams
 from domainbed.errors import UserError
-from domainbed.hparams import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from domainbed.hparams import Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt
 from domainbed.networks import pretrained
 from domainbed.networks.encoders import TimmEncoder
 
@@ -216,11 +218,19 @@ class LabelHParams(Algorithm.HParams):
     )
 
 
+def _as_text(value: Any) -> Any:
+    """YAML and Python say true and false where the command line says "true" and "false"."""
+    text = str(value) if isinstance(value, (bool, Path)) else value
+    return text.lower() if isinstance(text, str) and text.lower() in ("auto", "true", "false") else text
+
+
 class EncoderHParams(Algorithm.HParams):
     """Options of algorithms with a timm backbone as encoder."""
 
     model: str = Field("resnet50", description="name of a timm model, the encoder's backbone")
-    pretrained: str = Field("auto", description="auto, true, false, or a .safetensors or .pth file")
+    pretrained: Annotated[str, BeforeValidator(_as_text), Kind("auto, true, false, or the path of a file")] = Field(
+        "auto", description="auto, true, false, or a .safetensors or .pth file"
+    )
     freeze_bn: bool = Field(False, description="keep the encoder's BatchNorm as pretrained; needs pretrained weights")
 
     def model_post_init(self, context: Any) -> None:
@@ -233,12 +243,12 @@ FREEZE_BN_WITHOUT_WEIGHTS = (
 )
 
 
-def build_encoder(hparams: EncoderHParams, in_channels: int) -> tuple[TimmEncoder, pretrained.Weights]:
+def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) -> tuple[TimmEncoder, pretrained.Weights]:
     """Return the encoder that the hyper-parameters ask for, and where its weights come from."""
     weights = pretrained.locate(hparams.model, hparams.pretrained)
-    encoder = TimmEncoder(hparams.model, in_channels)
+    encoder = TimmEncoder(hparams.model, input_shape)
     if weights.source != "false":
-        pretrained.load_weights(encoder.backbone, hparams.model, pretrained.Path(weights.source).expanduser())
+        pretrained.load_weights(encoder.backbone, hparams.model, Path(weights.source).expanduser())
     if hparams.freeze_bn:
         if weights.source == "false" and hparams.pretrained != "false":
             raise UserError(f"{weights.message}. {FREEZE_BN_WITHOUT_WEIGHTS}")

@@ -27,7 +27,7 @@ class ERM(Algorithm):
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.encoder, self.encoder_weights = build_encoder(self.hparams, input_shape[0])
+        self.encoder, self.encoder_weights = build_encoder(self.hparams, input_shape)
         self.head = nn.Linear(self.encoder.num_features, num_classes)
         self.label_loss = LabelLoss(num_classes, self.hparams.class_weights)
 

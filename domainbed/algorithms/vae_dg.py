@@ -91,7 +91,7 @@ class VAE_DG(Algorithm):
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         latent_dim = self.hparams.latent_dim
-        self.encoder, self.encoder_weights = build_encoder(self.hparams, input_shape[0])
+        self.encoder, self.encoder_weights = build_encoder(self.hparams, input_shape)
         self.to_posterior = nn.Sequential(
             nn.Linear(self.encoder.num_features, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(),
             nn.Linear(HIDDEN, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(),
@@ -153,7 +153,7 @@ class VAE_DG(Algorithm):
         return schedules.linear(step, h.kl_anneal_start, h.kl_anneal_end)
 
     def explain_weights(self, steps: int, batch_size: int) -> weights.WeightMeaning:
-        schedule = self.annealing_at(torch.arange(steps))
+        schedule = self.annealing_at(torch.arange(steps + 1))
         return weights.describe(
             "batch_sum" if self.hparams.paper_compat else self.hparams.recon_reduction,
             num_values=self.input_shape[0] * self.input_shape[1] * self.input_shape[2],
@@ -161,8 +161,8 @@ class VAE_DG(Algorithm):
             kl_weight=self.hparams.loss_multiplier_kl,
             label_weight=self.hparams.loss_multiplier_y,
             batch_size=batch_size,
-            annealing_mean=schedules.mean_over(schedule),
-            annealing_reached=schedule[-1].item() if steps else 0.0,
+            annealing_mean=schedules.mean_over(schedule[:-1]),
+            annealing_reached=schedule.max().item(),
         )
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:

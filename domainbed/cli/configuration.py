@@ -10,11 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
+
+from pydantic import ValidationError
 
 import domainbed
 from domainbed.errors import UserError, did_you_mean
-from domainbed.hparams import HParams, Layer, Resolved, read_yaml, resolve
+from domainbed.hparams import HParams, Layer, Resolved, explain, parse, read_yaml, resolve
 from domainbed.registry import ALGORITHMS, DATASETS, add_plugin
 from domainbed.settings import RunSettings
 
@@ -69,7 +71,7 @@ def read_arguments(argv: list[str]) -> Arguments:
             files.append(Path(token))
         elif "=" in token:
             key, _, value = token.partition("=")
-            values[key] = value
+            values[key.replace("-", "_")] = value
         else:
             names.append(token)
     if len(names) > 1:
@@ -199,7 +201,7 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
     files = [(str(path), read_yaml(path)) for path in arguments.files]
     raw = [*(values for _, values in [*shared, *files]), arguments.values]
 
-    for path in _last(raw, "plugin", []) if isinstance(_last(raw, "plugin", []), list) else [_last(raw, "plugin", [])]:
+    for path in _plugins([*shared, *files, (COMMAND_LINE, arguments.values)]):
         add_plugin(path)
     algorithm_name = str(_last(raw, "algorithm", RunSettings.model_fields["algorithm"].default))
     data_dir = _last(raw, "data_dir", None)
@@ -261,8 +263,8 @@ def _file_layers(where: str, values: dict[str, Any], dataset: str, algorithm: st
     """Return the layers of one file: its top level, then its blocks for this run, which win over it."""
     top = {key: value for key, value in values.items() if key not in ("algorithms", "datasets")}
     blocks = [("datasets", dataset), ("algorithms", algorithm)]
-    return [Layer(where, top, shared=True)] + [
-        Layer(f"{where} ({kind}: {name})", (values.get(kind) or {}).get(name) or {}, shared=True)
+    return [Layer(where, top, shared=True, place=where)] + [
+        Layer(f"{where} ({kind}: {name})", (values.get(kind) or {}).get(name) or {}, shared=True, place=where)
         for kind, name in blocks
     ]
 
@@ -278,6 +280,17 @@ def _block_faults(where: str, values: dict[str, Any]) -> Iterable[str]:
                 yield f"{where}: {kind}: no {registry.kind} named {name!r}{did_you_mean(name, registry)}"
             elif inside is not None and not isinstance(inside, dict):
                 yield f"{where}: {kind}: {name} must hold keys and values, but is {inside!r}"
+
+
+def _plugins(places: list[tuple[str, dict[str, Any]]]) -> list[Path]:
+    info = RunSettings.model_fields["plugin"]
+    for where, values in reversed(places):
+        if "plugin" in values:
+            try:
+                return parse(info, values["plugin"])
+            except ValidationError as error:
+                raise UserError(f"{where}: {explain('plugin', info, values['plugin'], error)}") from None
+    return []
 
 
 def _last(layers: list[dict[str, Any]], key: str, default: Any) -> Any:
@@ -305,7 +318,7 @@ def option_help(model: type[RunSettings | HParams], keys: Iterable[str] | None =
             shape = f" {key.upper().removesuffix('S')} …"
         else:
             words = {int: "N", float: "X", Path: "PATH", str: "NAME"}
-            kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+            kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
             bare = [get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in kinds]
             shape = f" {next((words[kind] for kind in bare if kind in words), 'VALUE')}"
         shown = "" if default in (None, [], False) else f" (default: {default})"

@@ -190,8 +190,11 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
         return 0
     except Interrupted:
         return 130
-    except UserError as error:
-        records.log_file([f"error: {error}"])
+    except BaseException as error:
+        if isinstance(error, UserError):
+            records.log_file([f"error: {error}"])
+        if not any(folder.glob("**/checkpoints/last")):
+            (folder / "config.yaml").unlink(missing_ok=True)  # nothing was trained: the name is free again
         raise
     finally:
         records.close()

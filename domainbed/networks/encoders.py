@@ -22,26 +22,28 @@ class TimmEncoder(nn.Module):
 
     Args:
         model: timm's name, e.g. "resnet50" or "resnet50.tv_in1k".
-        in_channels: C; weights for 3 channels are summed over the colours by timm for C = 1.
+        input_shape: (C, H, W); weights for 3 channels are summed over the colours for C = 1.
 
     Attributes:
         num_features: F.
 
     Raises:
-        UserError: timm has no such model.
+        UserError: timm has no such model, or it can't take images of that size.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: str, in_channels: int) -> None:
+    def __init__(self, model: str, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        backbone: Any = create_backbone(model, in_channels)
+        channels = input_shape[0]
+        backbone: Any = create_backbone(model, input_shape)
         self.backbone = backbone
-        self.num_features: int = backbone.num_features
+        # some models (mobilenetv3, vgg, …) have a layer between the pooled features and the classifier
+        self.num_features: int = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         mean, std = (torch.tensor(backbone.pretrained_cfg[key]) for key in ("mean", "std"))
-        if in_channels != 3:
-            mean, std = mean.mean().expand(in_channels), std.mean().expand(in_channels)
+        if channels != 3:
+            mean, std = mean.mean().expand(channels), std.mean().expand(channels)
         self.register_buffer("mean", mean.reshape(1, -1, 1, 1).clone(), persistent=False)
         self.register_buffer("std", std.reshape(1, -1, 1, 1).clone(), persistent=False)
 
@@ -63,15 +65,32 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
-def create_backbone(model: str, in_channels: int) -> nn.Module:
+def create_backbone(model: str, input_shape: tuple[int, int, int]) -> nn.Module:
     """Return timm's `model` with random weights and no head."""
+    check_model(model)
+    channels, *size = input_shape
+    fixed = timm.get_pretrained_cfg(model).fixed_input_size  # as transformers with learnt positions have it
     try:
-        return timm.create_model(model, pretrained=False, in_chans=in_channels, num_classes=0)
-    except RuntimeError as error:
-        if "Unknown model" not in str(error) and "Invalid pretrained tag" not in str(error):
+        return timm.create_model(
+            model, pretrained=False, in_chans=channels, num_classes=0, **({"img_size": tuple(size)} if fixed else {})
+        )
+    except (AssertionError, TypeError) as error:
+        if not fixed:
             raise
-        near = did_you_mean(model.partition(".")[0], timm.list_models()).partition(" known names")[0]
-        raise UserError(f"timm has no model named {model!r}{near} timm.list_models() lists all") from None
+        raise UserError(
+            f"{model} can't take images of {size[0]} x {size[1]} px ({error}). Choose another image_size or model"
+        ) from None
+
+
+def check_model(model: str) -> None:
+    """Raise `UserError` with the nearest names where timm has no model of that name."""
+    name, _, tag = model.partition(".")
+    if not timm.is_model(name):
+        near = did_you_mean(name, timm.list_models()).partition(" known names")[0]
+        raise UserError(f"timm has no model named {name!r}{near} timm.list_models() lists all")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in tags:
+        raise UserError(f"timm has no weights {tag!r} of {name}{did_you_mean(tag, tags)}")
 
 
 class ConvEncoder(nn.Module):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from domainbed.errors import UserError
+from domainbed.networks.encoders import check_model
 
 #: How long the hub may take to answer before a run starts without it.
 HUB_TIMEOUT_SECONDS = 3.0
@@ -45,6 +46,7 @@ def locate(model: str, pretrained: str) -> Weights:
     Raises:
         UserError: weights were demanded with `true` and can't be had.
     """
+    check_model(model)
     if pretrained == "false":
         return Weights("false", f"{model} starts from random weights, as pretrained=false asks")
     if pretrained not in ("auto", "true"):
@@ -121,7 +123,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    tensors = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not tensors or not state:
         raise UserError(f"{path} holds no state dict of tensors. Save one with torch.save(model.state_dict(), path)")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
@@ -165,7 +168,7 @@ def answers(address: str, timeout: float = HUB_TIMEOUT_SECONDS) -> bool:
             port = parts.port or (443 if parts.scheme == "https" else 80)
             with socket.create_connection((parts.hostname or "", port), timeout=timeout):
                 reached.set()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: an address that is none, such as one with port "x"
             pass
 
     thread = threading.Thread(target=connect, daemon=True)  # a look-up can't be given a time limit, a thread can

@@ -22,7 +22,7 @@ class WeightMeaning:
         kl_weight: the weight as given.
         beta: its meaning beside sums in nats, after annealing.
         beta_mean: the mean of beta over the steps of this run.
-        beta_reached: beta at the last step of this run.
+        beta_reached: the largest beta of this run.
         beta_norm: beta M / D.
         label_weight: the weight as given. label_weight_nats: its meaning beside sums in nats.
     """
@@ -47,18 +47,22 @@ class WeightMeaning:
         size, latents = f"{self.num_values:,} values of an image", f"{self.num_latents:,} latent dimensions"
         lines = [
             f"What the KL weight means: the loss takes {self.reduction} ({size}, {latents}).",
-            f"  KL weight {self.kl_weight:g} is beta = {self.beta:.4g} beside sums in nats after annealing "
-            f"(mean over this run {self.beta_mean:.4g}); beta_norm = {self.beta_norm:.3g}.",
-            f"  Label weight {self.label_weight:g} is {self.label_weight_nats:,.4g} beside sums in nats.",
+            f"  KL weight {self.kl_weight:g} is beta = {_number(self.beta)} beside sums in nats after annealing "
+            f"(mean over this run {_number(self.beta_mean)}); beta_norm = {self.beta_norm:.3g}.",
+            f"  Label weight {self.label_weight:g} is {_number(self.label_weight_nats)} beside sums in nats.",
         ]
         if self.beta_reached < self.beta * (1 - 1e-9):
             share = self.beta_reached / self.beta
             lines.append(
                 f"  WARNING: this run ends before its annealing does: the KL weight reaches {share:.2f} of its value, "
-                f"beta = {self.beta_reached:.4g}. Lower kl_anneal_end or raise --steps. "
+                f"beta = {_number(self.beta_reached)}. Lower kl_anneal_end or raise --steps. "
                 "Evaluation uses the full weight."
             )
         return lines
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def describe(
@@ -80,7 +84,7 @@ def describe(
         num_values, num_latents: D and M.
         kl_weight, label_weight: as given.
         batch_size: images in one step, over all environments; matters for "batch_sum" alone.
-        annealing_mean, annealing_reached: annealing weight over the run, its mean and the last.
+        annealing_mean, annealing_reached: annealing weight over the run, its mean and its largest.
     """
     if reduction == "mean":
         beta, label, words = kl_weight * num_values / num_latents, label_weight * num_values, "means"

@@ -1,5 +1,7 @@
 """Encoders: the normalisation is applied once, features are as wide as announced, frozen BatchNorm stays frozen."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -18,7 +20,7 @@ def images(channels=3, side=32):
 @pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet", "test_vit3"])
 def test_an_encoder_is_timm_on_an_image_normalised_once(model):
     side = timm.get_pretrained_cfg(model).input_size[-1]
-    encoder = TimmEncoder(model, 3).eval()
+    encoder = TimmEncoder(model, (3, side, side)).eval()
     reference = timm.create_model(model, num_classes=0).eval()
     reference.load_state_dict(encoder.backbone.state_dict())
     config = reference.pretrained_cfg
@@ -30,25 +32,20 @@ def test_an_encoder_is_timm_on_an_image_normalised_once(model):
 
 
 def test_statistics_are_those_of_the_weights_not_always_imagenets():
-    assert TimmEncoder("test_efficientnet", 3).mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    assert TimmEncoder("test_vit", 3).mean.flatten().tolist() == pytest.approx([0.5, 0.5, 0.5])
+    assert TimmEncoder("test_efficientnet", (3, 32, 32)).mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert TimmEncoder("test_vit", (3, 32, 32)).mean.flatten().tolist() == pytest.approx([0.5, 0.5, 0.5])
 
 
 def test_statistics_are_no_part_of_the_weights():
-    assert not {"mean", "std"} & TimmEncoder("test_resnet", 3).state_dict().keys()
+    assert not {"mean", "std"} & TimmEncoder("test_resnet", (3, 32, 32)).state_dict().keys()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_other_numbers_of_channels_take_the_mean_of_the_statistics(channels):
-    encoder = TimmEncoder("test_efficientnet", channels).eval()
+    encoder = TimmEncoder("test_efficientnet", (channels, 32, 32)).eval()
     assert encoder.mean.shape == encoder.std.shape == (1, channels, 1, 1)
     torch.testing.assert_close(encoder.mean.flatten(), torch.full((channels,), (0.485 + 0.456 + 0.406) / 3))
     assert encoder(images(channels)).shape == (2, encoder.num_features)
-
-
-WIDER_THAN_ITS_TRUNK = pytest.mark.xfail(
-    strict=True, reason="timm's num_features is the trunk's; without a classifier the output is head_hidden_size wide"
-)
 
 
 @pytest.mark.parametrize(
@@ -58,16 +55,21 @@ WIDER_THAN_ITS_TRUNK = pytest.mark.xfail(
         "test_efficientnet",
         "test_convnext",
         "resnet10t",
-        pytest.param("mobilenetv3_small_050", marks=WIDER_THAN_ITS_TRUNK),
-        pytest.param("mobilenetv4_conv_small_035", marks=WIDER_THAN_ITS_TRUNK),
-        pytest.param("lcnet_035", marks=WIDER_THAN_ITS_TRUNK),
-        pytest.param("test_mambaout", marks=WIDER_THAN_ITS_TRUNK),
+        "mobilenetv3_small_050",
+        "mobilenetv4_conv_small_035",
+        "lcnet_035",
+        "test_mambaout",
     ],
 )
 def test_features_are_as_wide_as_announced(model):
-    encoder = TimmEncoder(model, 3).eval()
+    encoder = TimmEncoder(model, (3, 32, 32)).eval()
     with torch.no_grad():
         assert encoder(images()).shape == (2, encoder.num_features)
+
+
+def test_unknown_weights_of_a_known_model_are_one_message_with_those_it_has():
+    with pytest.raises(UserError, match="no weights 'nonsense' of resnet50.*a1_in1k"):
+        create_backbone("resnet50.nonsense", (3, 32, 32))
 
 
 @pytest.mark.parametrize(
@@ -75,13 +77,12 @@ def test_features_are_as_wide_as_announced(model):
     [
         ("resnet5O", "'resnet50'"),
         ("resnest_50", "did you mean"),
-        ("resnet50.nonsense", "'resnet50'"),
         ("xyzzy", "timm.list_models()"),
     ],
 )
 def test_an_unknown_model_is_one_message_with_the_nearest_names(model, hint):
     with pytest.raises(UserError, match="timm has no model named") as raised:
-        create_backbone(model, 3)
+        create_backbone(model, (3, 32, 32))
     message = str(raised.value)
     assert repr(model) in message and hint in message and "\n" not in message
     assert len(message) < 300, "timm knows more than a thousand names"
@@ -104,7 +105,7 @@ def state_of_batch_norm(encoder):
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet"])
 def test_a_frozen_batch_norm_keeps_statistics_and_weights_in_training(model):
-    encoder = TimmEncoder(model, 3)
+    encoder = TimmEncoder(model, (3, 32, 32))
     encoder.freeze_batch_norm()
     before = state_of_batch_norm(encoder)
     others = {name: p.clone() for name, p in encoder.named_parameters() if p.requires_grad}
@@ -119,7 +120,7 @@ def test_a_frozen_batch_norm_keeps_statistics_and_weights_in_training(model):
 
 
 def test_a_frozen_batch_norm_normalises_by_its_statistics_in_training_too():
-    encoder = TimmEncoder("test_resnet", 3)
+    encoder = TimmEncoder("test_resnet", (3, 32, 32))
     encoder.freeze_batch_norm()
     x = images()
     with torch.no_grad():
@@ -128,8 +129,19 @@ def test_a_frozen_batch_norm_normalises_by_its_statistics_in_training_too():
         )
 
 
+def test_a_copy_of_a_frozen_batch_norm_is_frozen_too():
+    encoder = TimmEncoder("test_resnet", (3, 32, 32))
+    encoder.freeze_batch_norm()
+    copied = copy.deepcopy(encoder).train()
+    assert copied.backbone.training
+    assert not [m for m in copied.modules() if isinstance(m, BATCH_NORM) and m.training]
+    before = state_of_batch_norm(copied)
+    train_once(copied)
+    assert all(torch.equal(before[key], value) for key, value in state_of_batch_norm(copied).items())
+
+
 def test_a_batch_norm_that_is_not_frozen_does_move():
-    encoder = TimmEncoder("test_resnet", 3).train()
+    encoder = TimmEncoder("test_resnet", (3, 32, 32)).train()
     before = state_of_batch_norm(encoder)
     train_once(encoder)
     after = state_of_batch_norm(encoder)

@@ -59,7 +59,6 @@ def test_the_lines_and_the_record_say_the_numbers():
     assert "WARNING" not in text
 
 
-@pytest.mark.xfail(strict=True, reason="printed as 1.505e+04")
 def test_the_label_weight_is_printed_as_a_number_that_people_read():
     assert "15,053" in "\n".join(describe().lines())
 
@@ -174,6 +173,5 @@ def test_a_run_that_outlasts_its_annealing_is_not_warned(steps):
     assert "WARNING" not in "\n".join(tiny(kl_anneal_end=5000).explain_weights(steps, BATCH).lines())
 
 
-@pytest.mark.xfail(strict=True, reason="the last step of such a run has weight (end - 1) / end: 'reaches 1.00'")
 def test_a_run_as_long_as_its_annealing_is_not_warned():
     assert "WARNING" not in "\n".join(tiny(kl_anneal_end=5000).explain_weights(5000, BATCH).lines())
