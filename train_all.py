@@ -1,6 +1,6 @@
 """Leave one environment out, for every environment of a data set.
 
-    python train_all.py full_training --data_dir DR2/ --steps 10000
+python train_all.py full_training --data_dir DR2/ --steps 10000
 """
 
 import sys

@@ -46,7 +46,9 @@ def main() -> int:
         if (folder / "config.yaml").exists():
             status = train("train_all", [*common, "--resume"])
         else:
-            status = train("train_all", [*common, str(CONFIG), f"decoder={decoder}", *(QUICK if arguments.quick else [])])
+            status = train(
+                "train_all", [*common, str(CONFIG), f"decoder={decoder}", *(QUICK if arguments.quick else [])]
+            )
         if status:
             return status
         rows[decoder] = measure(folder)
@@ -57,8 +59,15 @@ def main() -> int:
     ours, baseline = rows["full"][parts[0]], rows["published"][parts[0]]
     print(
         json.dumps(
-            {"benchmark": "vessels", "ratio": baseline / ours, "ours": ours, "baseline": baseline,
-             "unit": "squared error in vessels / that of a Gaussian blur", "pairs": 1, "parts": rows}
+            {
+                "benchmark": "vessels",
+                "ratio": baseline / ours,
+                "ours": ours,
+                "baseline": baseline,
+                "unit": "squared error in vessels / that of a Gaussian blur",
+                "pairs": 1,
+                "parts": rows,
+            }
         )  # fmt: skip
     )
     return 0

@@ -1,7 +1,7 @@
 """Autoencoders and domain generalisation: does what a model learns survive the next camera?
 
-    import domainbed
-    algorithm = domainbed.load("results/train_output/DR/full_training", target="idrid")
+import domainbed
+algorithm = domainbed.load("results/train_output/DR/full_training", target="idrid")
 """
 
 from typing import TYPE_CHECKING, Any

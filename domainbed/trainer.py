@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
 from domainbed import checkpoint, evaluator, metrics, model_selection, reconstructions, summary
@@ -157,7 +158,7 @@ class Training:
         writer = self.records.tensorboard(
             self.run_.base(self.seed) / "tensorboard" / f"te_{self.name}", purge_step=start + 1 if start else None
         )
-        writer.add_text("config", f"```\n{self.run_.command}\n{self.run_.config}\n```", start)
+        writer.add_text("config", f"```\n$ {self.run_.command}\n{yaml.safe_dump(self.run_.config)}```", start)
         if start == 0:
             self.dump(0, writer)
         saved_at = logged_at = time.monotonic()
@@ -248,7 +249,7 @@ class Training:
         for note in self.algorithm.notes:
             self.note(note)
         if not resumed:
-            self.records.drop_after(self.name, self.seed, 0)
+            self.records.drop_after(self.name, self.seed, -1)
             self.records.write(
                 self.record("start", 0)
                 | {
@@ -492,8 +493,8 @@ class Training:
         )
         return UserError(
             f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: "
-            f"{', '.join(error.terms)}; {who}. The weights before this step are kept in "
-            f"{self.checkpoints}. Lower lr, or use --precision float32"
+            f"{', '.join(error.terms)}; {who}. Checkpoints of earlier steps are in {self.checkpoints}. "
+            "Start another run with a lower lr, or with --precision float32"
         )
 
 

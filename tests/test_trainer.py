@@ -212,6 +212,15 @@ def test_loading_gives_back_the_answers_of_the_run(train, photographs: Path) -> 
     assert all(torch.equal(value, raw[key]) for key, value in last.state_dict().items())
 
 
+def test_what_train_subset_left_out_is_recorded(train, photographs: Path) -> None:
+    train("subset", "--data_dir", photographs, "--subset_size", "12", *SHORT, script="train_subset")
+    (run_folder("subset") / "te_camera0/done").unlink()
+    assert train("subset", "--resume", script="train_all")[0] == 0
+    assert [path.name for path in run_folder("subset").glob("te_*")] == ["te_camera0"]
+    assert train("again", run_folder("subset") / "config.yaml", tiny=False, script="train_all")[0] == 0
+    assert records(run_folder("again")) == records(run_folder("subset"))
+
+
 def test_the_written_configuration_repeats_the_run(train, photographs: Path) -> None:
     train("first", "--data_dir", photographs, "--test_envs", "0", "lr=0.002", *SHORT)
     config = run_folder("first") / "config.yaml"

@@ -7,8 +7,11 @@ python -m domainbed train_all | train_subset <name> …      the same as train_a
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from domainbed.errors import UserError, did_you_mean
 
@@ -38,9 +41,15 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(run)
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def guarded(run: Callable[[], int]) -> int:
     """Run a command; a user's mistake is one message and status 2, an interrupt status 130, a bug its traceback."""
     try:
+        with suppress(ValueError):  # not in the main thread, where signals are another's business
+            signal.signal(signal.SIGTERM, _interrupt)
         return run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

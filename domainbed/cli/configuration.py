@@ -260,9 +260,12 @@ def _check_unchanged(recorded: Path, before: list[Layer], now: Resolved) -> None
 
 
 def _file_layers(where: str, values: dict[str, Any], dataset: str, algorithm: str) -> list[Layer]:
-    """Return the layers of one file: its top level, then its blocks for this run, which win over it."""
+    """Return the layers of one file: its top level, then its blocks for this run, the data set's winning.
+
+    What makes a run on a data set small is said in that data set's block, and must hold for every algorithm.
+    """
     top = {key: value for key, value in values.items() if key not in ("algorithms", "datasets")}
-    blocks = [("datasets", dataset), ("algorithms", algorithm)]
+    blocks = [("algorithms", algorithm), ("datasets", dataset)]
     return [Layer(where, top, shared=True, place=where)] + [
         Layer(f"{where} ({kind}: {name})", (values.get(kind) or {}).get(name) or {}, shared=True, place=where)
         for kind, name in blocks

@@ -70,7 +70,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             print(text, flush=True)
 
     images = prepare(
-        dataset, trial_seed=0, holdout_fraction=0.2, subset_size=None,
+        dataset, trial_seed=0, holdout_fraction=None, subset_size=None,
         cache_dir=Path(config.get("cache_dir") or default_cache_dir()), num_workers=default_num_workers(),
         skip_unreadable=arguments.skip_unreadable, strict=False, report=say,
     )  # fmt: skip

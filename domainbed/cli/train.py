@@ -138,7 +138,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     engine = Engine(settings.device, settings.precision)
     algorithm = configuration.algorithm
     algorithm_needs(algorithm, dataset)
-    settings, hparams, notes = resolve_automatic(configuration, dataset, engine)
+    settings, hparams, notes = resolve_automatic(configuration, dataset, engine, targets)
     images = prepare(
         dataset,
         trial_seed=settings.trial_seed,
@@ -160,6 +160,8 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
         say(f"WARNING: {note}")
     if images.unreadable:
         notes.append(f"{len(images.unreadable)} unreadable images were left out (--skip_unreadable)")
+
+    notes += images.leaks
 
     run_folder = RunFolder(folder, settings.resume)
     records = Records(folder)
@@ -212,7 +214,9 @@ def algorithm_needs(algorithm: Any, dataset: Any) -> None:
         )
 
 
-def resolve_automatic(configuration: Configuration, dataset: Any, engine: Any) -> tuple[RunSettings, Any, list[str]]:
+def resolve_automatic(
+    configuration: Configuration, dataset: Any, engine: Any, targets: list[list[int]]
+) -> tuple[RunSettings, Any, list[str]]:
     """Replace every `auto` by what it is on this machine; return settings, hyper-parameters, notes for the summary."""
     from pydantic import ValidationError
 
@@ -232,6 +236,8 @@ def resolve_automatic(configuration: Configuration, dataset: Any, engine: Any) -
         "device": engine.device.type,
         "precision": engine.precision,
         "data_dir": settings.data_dir and settings.data_dir.expanduser().resolve(),
+        "plugin": [path.expanduser().resolve() for path in settings.plugin],
+        "test_envs": settings.test_envs or [str(environment) for target in targets for environment in target],
     }
     settings = settings.model_copy(update=changed)
     if "pretrained" in type(hparams).model_fields:

@@ -37,6 +37,7 @@ class DR(Folder):
         )
 
     layout: ClassVar[str] = "<data_dir>/<environment>/<grade>/*.jpg"
+    defaults: ClassVar[dict[str, object]] = {"steps": 10_000}
 
     def _order(self, folders: set[tuple[str, str]]) -> labels.Scale:
         index = {}

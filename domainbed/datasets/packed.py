@@ -111,7 +111,7 @@ class _Store:
         self.row_shape = (height, width, channels)
         cls = type(dataset)
         made_by = [
-            [FORMAT, preprocess.VERSION, cls.__qualname__, getattr(dataset, "version", 1)],
+            [FORMAT, preprocess.VERSION, cls.__qualname__, dataset.version],
             [list(dataset.preprocess.names), dataset.preprocess.image_size],
             contents,
         ]
@@ -179,7 +179,7 @@ class _Store:
             shutil.rmtree(draft, ignore_errors=True)
         left_out = f", left out {len(reasons)} that can't be read" if reasons else ""
         report(f"decoded {len(positions)} images in {time.monotonic() - started:.0f} s{left_out}")
-        opened = self.open(report)
+        opened = self.open(lambda line: None)  # what was built is said already
         if opened is None:
             raise OSError(errno.EIO, "a pack that was just written can't be read", str(self.folder))
         return opened

@@ -31,6 +31,7 @@ class Images:
         groups: (N,) names of what stays on one side of a split.
         names: (N,) names of the images.
         unreadable: (name, reason) of images that were left out.
+        leaks: a line for each way in which an image is where it gives an answer away.
     """
 
     environments: list[str]
@@ -43,6 +44,7 @@ class Images:
     groups: np.ndarray
     names: np.ndarray
     unreadable: list[tuple[str, str]]
+    leaks: list[str]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -80,7 +82,7 @@ def prepare(
     dataset: Dataset,
     *,
     trial_seed: int,
-    holdout_fraction: float,
+    holdout_fraction: float | None,
     subset_size: int | None,
     cache_dir: Path,
     num_workers: int,
@@ -93,7 +95,7 @@ def prepare(
     Args:
         dataset: whose images.
         trial_seed: of splits and subsets.
-        holdout_fraction: share of each environment that is held out.
+        holdout_fraction: share of each environment that is held out; None where nothing is trained, and all is "test".
         subset_size: images per environment, or None for all.
         cache_dir: where decoded images are kept.
         num_workers: threads that decode.
@@ -105,7 +107,10 @@ def prepare(
         UserError: images can't be read, leaks under `strict`, a subset larger than an environment.
     """
     samples = dataset.samples
-    assigned = splits.assign(samples, trial_seed, holdout_fraction)
+    if holdout_fraction is None:
+        assigned = np.full(len(samples), splits.TEST)
+    else:
+        assigned = splits.assign(samples, trial_seed, holdout_fraction)
     chosen = np.arange(len(samples))
     if subset_size is not None:
         chosen = splits.subset(samples, assigned, subset_size, trial_seed, dataset.environments)
@@ -122,13 +127,11 @@ def prepare(
             report(line)
     kept = [samples[index] for index in packed.indices]
     split = assigned[packed.indices]
-    leaks = leakage.find(kept, split, packed.contents, dataset.environments)
-    if leaks:
-        lines = leakage.report(leaks)
-        if strict:
-            raise UserError("\n".join([*lines, "Remove the copies, or leave out --strict to go on with this warning"]))
-        for line in lines:
-            report(f"WARNING: {line}")
+    leaks = leakage.report(leakage.find(kept, split, packed.contents, dataset.environments))
+    if leaks and strict:
+        raise UserError("\n".join([*leaks, "Remove the copies, or leave out --strict to go on with this warning"]))
+    for line in leaks:
+        report(f"WARNING: {line}")
     images = Images(
         environments=list(dataset.environments),
         classes=list(dataset.classes),
@@ -140,6 +143,7 @@ def prepare(
         groups=np.array([sample.group for sample in kept]),
         names=np.array([sample.name for sample in kept]),
         unreadable=packed.unreadable,
+        leaks=leaks,
     )
     empty = [name for index, name in enumerate(images.environments) if not len(images.select(index))]
     if empty:

@@ -3,6 +3,7 @@
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class SyntheticFundus(Dataset):
         data_seed: NonNegativeInt = Field(0, description="seed of the eyes; another one gives other patients")
 
     ordinal = True
+    defaults: ClassVar[dict[str, object]] = {"steps": 2_000}
     hparams: HParams
 
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:

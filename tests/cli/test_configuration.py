@@ -363,3 +363,11 @@ def test_every_setting_of_everything_is_described():
     assert not silent, silent
     for model in models:
         assert len(option_help(model)) == len(model.model_fields)
+
+
+def test_the_block_of_the_data_set_wins_over_that_of_the_algorithm(folder):
+    write(
+        folder / "config.yaml",
+        "kl_anneal_end: 1\nalgorithms: {VAE_DG: {kl_anneal_end: 2}}\ndatasets: {SyntheticFundus: {kl_anneal_end: 3}}\n",
+    )
+    assert configured().algorithm_hparams.kl_anneal_end == 3
