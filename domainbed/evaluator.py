@@ -11,12 +11,13 @@ themselves are in `metrics`; who is in which split is in `datasets.splits`; what
 
 import inspect
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from domainbed import metrics
 
@@ -61,13 +62,14 @@ def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: S
     probabilities: list[Tensor] = []
     per_image: list[dict[str, Tensor]] = []
     losses: list[dict[str, Tensor]] = []
-    for x, y in batches:
-        labels.append(y)
-        losses.append({name: value.detach().float() for name, value in algorithm.losses([(x, y)]).items()})
-        if predict is not None:
-            probabilities.append(predict(x).float().softmax(1))  # (B, K)
-        if reconstruct is not None:
-            per_image.append(metrics.reconstruction(reconstruct(x, y) if needs_label else reconstruct(x), x))
+    with computed_once(algorithm):
+        for x, y in batches:
+            labels.append(y)
+            losses.append({name: value.detach().float() for name, value in algorithm.losses([(x, y)]).items()})
+            if predict is not None:
+                probabilities.append(predict(x).float().softmax(1))  # (B, K)
+            if reconstruct is not None:
+                per_image.append(metrics.reconstruction(reconstruct(x, y) if needs_label else reconstruct(x), x))
     sizes = [len(y) for y in labels]
     if not sum(sizes) or sum(sizes) != len(groups):
         raise ValueError(f"{sum(sizes)} images came with {len(groups)} groups: one group for each image, at least one")
@@ -81,6 +83,37 @@ def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: S
         },
         needs_label=needs_label,
     )
+
+
+@contextmanager
+def computed_once(algorithm: Any) -> Iterator[None]:
+    """Let the submodules `shared_in_evaluation` answer from memory when they are given the very same tensor again.
+
+    `losses`, `predict` and `reconstruct` each encode the batch; the encoder is most of an evaluation's cost.
+    """
+    named = (getattr(algorithm, name, None) for name in getattr(algorithm, "shared_in_evaluation", ()))
+    modules = [module for module in named if isinstance(module, nn.Module)]
+    overridden = [module.__dict__.get("forward") for module in modules]
+
+    def remembering(forward: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        last: list[Any] = [None, None]
+
+        def answer(x: Tensor) -> Any:
+            if last[0] is not x:
+                last[:] = [x, forward(x)]
+            return last[1]
+
+        return answer
+
+    for module in modules:
+        module.forward = remembering(module.forward)
+    try:
+        yield
+    finally:
+        for module, forward in zip(modules, overridden, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
 def figures(

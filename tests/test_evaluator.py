@@ -132,3 +132,23 @@ def test_what_is_not_finite_is_none(outputs):
     assert [record["metrics"][name] for name in ("total_loss", "recon_loss", "mse")] == [None, None, None]
     assert record["intervals"]["mse"] is None
     json.dumps(record, allow_nan=False)
+
+
+def test_the_encoder_sees_each_batch_once_and_the_figures_are_the_same(monkeypatch):
+    from domainbed.algorithms.vae_dg import VAE_DG
+    from domainbed.testing import NoNoise, build, minibatches
+
+    algorithm = build(VAE_DG, latent_dim=4).eval()
+    batches = [minibatches(seed=seed)[0] for seed in range(3)]
+    calls = []
+    algorithm.encoder.backbone.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad(), NoNoise():
+        once = evaluate(algorithm, batches, list(range(12)))
+        assert len(calls) == 3
+        monkeypatch.setattr(VAE_DG, "shared_in_evaluation", ())
+        thrice = evaluate(algorithm, batches, list(range(12)))
+    assert len(calls) == 3 + 9
+    assert torch.equal(once.probabilities, thrice.probabilities)
+    assert torch.equal(once.per_image["mse"], thrice.per_image["mse"])
+    assert once.losses == thrice.losses
+    assert "forward" not in vars(algorithm.encoder)

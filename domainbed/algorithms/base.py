@@ -110,6 +110,8 @@ class Algorithm(nn.Module):
         weight_decay: NonNegativeFloat = Field(0.0, description="weight decay of the optimiser")
 
     name: ClassVar[str] = ""
+    #: Submodules without noise of their own, computed once per batch in evaluation however often they are asked.
+    shared_in_evaluation: ClassVar[tuple[str, ...]] = ("encoder",)
     #: Whether training needs class labels.
     needs_labels: ClassVar[bool] = False
 
@@ -205,7 +207,9 @@ def step_optimizers(losses: dict[str, Tensor], optimizers: dict[str, Optimizer],
 
 
 def concatenate(minibatches: list[Minibatch]) -> Minibatch:
-    """Join the minibatches of all environments: (B, C, H, W) and (B,)."""
+    """Join the minibatches of all environments: (B, C, H, W) and (B,). A single one is returned as it is."""
+    if len(minibatches) == 1:
+        return minibatches[0]
     return torch.cat([x for x, _ in minibatches]), torch.cat([y for _, y in minibatches])
 
 
