@@ -10,13 +10,11 @@ A checkpoint is written beside its place and swapped in by renaming, so that a k
 the new one, whole. Nothing that is loaded here executes code.
 """
 
-import errno
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +26,11 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from domainbed.algorithms.base import Algorithm
-from domainbed.errors import UserError
+from domainbed.errors import UserError, explain_os_errors
 from domainbed.registry import ALGORITHMS, add_plugin
 
 FORMAT = 1
 CHECKPOINTS = ("best", "last", "oracle", "init")
-
-
-@contextmanager
-def explain_os_errors(what: str) -> Iterator[None]:
-    """Turn a full disk or an unwritable folder into a `UserError` that says what it means for the run."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "The disk is full. Free some space, then go on with --resume"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "The folder can't be written. Change its permissions or --results_dir"
-        else:
-            raise
-        place = f" ({error.filename})" if error.filename else ""
-        raise UserError(
-            f"{what} failed: {error.strerror}{place}. {advice}; what was saved before is untouched"
-        ) from None
 
 
 def save(folder: Path, algorithm: Algorithm, meta: dict[str, Any], state: dict[str, Any] | None = None) -> None:
@@ -180,7 +160,11 @@ def export(path: Path, algorithm: Algorithm, config: dict[str, Any], meta: dict[
 
 
 def load(
-    run_dir: str | Path, target: str | None = None, seed: int | None = None, checkpoint: str = "best"
+    run_dir: str | Path,
+    target: str | None = None,
+    seed: int | None = None,
+    checkpoint: str = "best",
+    plugin: Sequence[str | Path] = (),
 ) -> Algorithm:
     """Give the algorithm of a run back, on the CPU and in evaluation mode.
 
@@ -189,17 +173,25 @@ def load(
         target: the environment that was left out ("none" for a run without); needed where there are several.
         seed: needed where the run has several.
         checkpoint: "best", "last", "oracle" or "init".
+        plugin: files that register the algorithm, where it is not built in. A run names its plug-ins but they are not
+            imported on its word, because what is loaded may come from somebody else.
 
     Raises:
         UserError: nothing fits, or more than one; the message names the choices.
     """
-    return load_with_meta(run_dir, target, seed, checkpoint)[0]
+    return load_with_meta(run_dir, target, seed, checkpoint, plugin)[0]
 
 
 def load_with_meta(
-    run_dir: str | Path, target: str | None = None, seed: int | None = None, checkpoint: str = "best"
+    run_dir: str | Path,
+    target: str | None = None,
+    seed: int | None = None,
+    checkpoint: str = "best",
+    plugin: Sequence[str | Path] = (),
 ) -> tuple[Algorithm, dict[str, Any], dict[str, Any]]:
     """`load`, together with the configuration of the run and the content of checkpoint.json."""
+    for path in plugin:
+        add_plugin(path)
     run_dir = Path(run_dir).expanduser()
     if run_dir.suffix == ".safetensors":
         config, meta = _read_export(run_dir)
@@ -265,7 +257,7 @@ def find_checkpoint(run_dir: Path, target: str | None, seed: int | None, checkpo
     fitting = {
         key: path
         for key, path in found.items()
-        if (target is None or key[1] == target) and (seed is None or key[0] == seed)
+        if (target is None or key[1] == target) and (seed is None or key[0] in (None, seed))
     }
     choices = ", ".join(
         f"target={name!r}" + ("" if number is None else f" seed={number}") for number, name in (fitting or found)
@@ -282,8 +274,11 @@ def find_checkpoint(run_dir: Path, target: str | None, seed: int | None, checkpo
 
 def build(config: dict[str, Any], meta: dict[str, Any]) -> Algorithm:
     """Construct the algorithm that a configuration and a checkpoint.json describe, with weights yet to be loaded."""
-    for path in config.get("plugin", []):
-        add_plugin(path)
+    if config["algorithm"] not in ALGORITHMS and config.get("plugin"):
+        raise UserError(
+            f"{config['algorithm']} comes from the plug-in {', '.join(config['plugin'])}, which is code. If you trust "
+            "it, name it: plugin=[<file>], or --plugin <file>"
+        )
     cls = ALGORITHMS[config["algorithm"]]
     try:
         hparams = cls.HParams(**config["algorithms"][config["algorithm"]])

@@ -93,9 +93,23 @@ class Engine:
         finite = torch.stack([value.detach().float() for value in losses.values()]).isfinite()
         if not finite.all():
             raise NonFiniteLoss([key for key, fine in zip(losses, finite.tolist(), strict=True) if not fine])
-        step_optimizers(losses, self.optimizers, self.accelerator.backward)
+        step_optimizers(losses, self.optimizers, self.accelerator.backward, check_gradients)
         self.algorithm.finish_step()
         return {key: value.detach() for key, value in losses.items()}
+
+    def is_finite(self, minibatches: list[Minibatch]) -> bool:
+        """Whether loss and gradients of some minibatches are finite; moves no weight. For finding a culprit."""
+        assert self.algorithm is not None, "prepare an algorithm first"
+        try:
+            loss = self.module(minibatches)["loss"]
+            parameters = [parameter for parameter in self.algorithm.parameters() if parameter.requires_grad]
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            check_gradients({"main": [gradient for gradient in gradients if gradient is not None]})
+        except NonFiniteLoss:
+            return False
+        except (ValueError, RuntimeError):  # such as BatchNorm with a single image: nothing can be said
+            return True
+        return bool(loss.isfinite())
 
     @contextmanager
     def evaluation(self, algorithm: Algorithm, seed: int) -> Iterator[None]:
@@ -125,6 +139,13 @@ class Engine:
         """Put back what `optimizer_state` returned."""
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
+
+
+def check_gradients(gradients: dict[str, list[Tensor]]) -> None:
+    """Raise `NonFiniteLoss` where a gradient is infinite or not a number; one number is read from the device."""
+    for name, found in gradients.items():
+        if found and not torch.stack([gradient.isfinite().all() for gradient in found]).all():
+            raise NonFiniteLoss(["the gradient" if name == "main" else f"the gradient of {name}"])
 
 
 def keep_tiny_convolutions_in_float32(module: nn.Module) -> None:

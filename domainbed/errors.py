@@ -1,7 +1,9 @@
-"""The one exception for a user's mistake. A bug is any other exception and keeps its traceback."""
+"""The one exception for a user's mistake, and for a disk that fails. A bug is any other and keeps its traceback."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -18,3 +20,21 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(word).lower(), list(by_lower), n=2, cutoff=0.6)
     hint = f": did you mean {' or '.join(repr(by_lower[name]) for name in near)}?" if near else "."
     return f"{hint} known names: {', '.join(known) or 'none'}"
+
+
+@contextmanager
+def explain_os_errors(what: str) -> Iterator[None]:
+    """Turn a full disk or an unwritable folder into a `UserError` that says what it means for the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "The disk is full. Free some space, then go on with --resume"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "The folder can't be written. Change its permissions or --results_dir"
+        else:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"{what} failed: {error.strerror}{place}. {advice}; what was saved before is untouched"
+        ) from None

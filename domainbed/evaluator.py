@@ -20,6 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from domainbed import metrics
+from domainbed.datasets.loaders import in_order
+
+#: Of the noise in evaluated losses; any constant, the same wherever figures are to be compared.
+NOISE_SEED = 20_230_920
 
 
 @dataclass
@@ -83,6 +87,13 @@ def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: S
         },
         needs_label=needs_label,
     )
+
+
+def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_size: int) -> Outputs:
+    """`evaluate` on some rows of `datasets.prepare.Images`, in the engine's precision, with noise of its own."""
+    batches = ((engine.to_device(x), y.to(engine.device)) for x, y in in_order(images, rows, batch_size))
+    with engine.evaluation(algorithm, NOISE_SEED):
+        return evaluate(algorithm, batches, images.groups[rows].tolist())
 
 
 @contextmanager

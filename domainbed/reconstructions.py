@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from domainbed.algorithms.base import Algorithm, Reconstructor
-from domainbed.checkpoint import explain_os_errors
 from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine
+from domainbed.errors import explain_os_errors
 
 NUM_IMAGES = 8
 #: Differences are small beside the images; they are shown this many times as large.

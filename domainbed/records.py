@@ -11,15 +11,16 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
-from domainbed.checkpoint import explain_os_errors
-from domainbed.errors import UserError
+from domainbed.errors import UserError, explain_os_errors
 
 
 class RunFolder:
@@ -35,7 +36,7 @@ class RunFolder:
 
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
-        started = (path / "config.yaml").exists()
+        started = (path / "config.yaml").exists() or (not resume and any(path.glob("**/checkpoints")))
         if started and not resume:
             raise UserError(f"{path} exists already. Go on with it by --resume, or choose another name")
         if resume and not started:
@@ -59,13 +60,21 @@ class RunFolder:
         self._lock.write(str(os.getpid()))
         self._lock.flush()
 
+    def clear(self) -> None:
+        """Remove what a run left that trained nothing, but for its log."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name not in ("log.txt", ".lock"):
+                path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Let another process have the run."""
         self._lock.close()
 
 
 class Records:
-    """log.txt, results.jsonl and TensorBoard of one run.
+    """log.txt and results.jsonl of one run.
 
     Args:
         folder: the run's folder, which exists.
@@ -74,12 +83,16 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self.folder, self.results = folder, folder / "results.jsonl"
         self._log = open(folder / "log.txt", "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
-        self._writers: dict[Path, Any] = {}
+        self._quiet = False
 
     def log(self, text: str = "") -> None:
         """Write lines to the terminal and, with the time, to log.txt."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        if not self._quiet:
+            try:
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except BrokenPipeError:  # whoever read our output has gone; the run goes on, and log.txt has it all
+                self._quiet = True
         self.log_file([text])
 
     def log_file(self, texts: list[str]) -> None:
@@ -118,19 +131,52 @@ class Records:
             new.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
             os.replace(new, self.results)
 
-    def tensorboard(self, folder: Path, purge_step: int | None = None) -> Any:
-        """Return the SummaryWriter of a folder; what it held from `purge_step` on is hidden."""
-        if folder not in self._writers:
-            from torch.utils.tensorboard import SummaryWriter
+    def close(self) -> None:
+        """Close log.txt; what a full disk refuses was reported when it was written."""
+        with suppress(OSError):
+            self._log.close()
 
-            self._writers[folder] = SummaryWriter(str(folder), purge_step=purge_step)
-        return self._writers[folder]
+
+class Board:
+    """TensorBoard of one training. A full disk is a `UserError` here, too.
+
+    Args:
+        folder: of the event files.
+        purge_step: what the folder held from this step on is hidden, because it will be written again.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with explain_os_errors("writing TensorBoard"):
+            self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def scalars(self, values: dict[str, Any], step: int) -> None:
+        """Add the numbers among some values, by name."""
+        with explain_os_errors("writing TensorBoard"):
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._writer.add_scalar(name, value, step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Add a text, shown as it is."""
+        with explain_os_errors("writing TensorBoard"):
+            self._writer.add_text(name, f"```\n{text}\n```", step)
+
+    def picture(self, name: str, pixels: Any, step: int) -> None:
+        """Add a uint8 (H, W, 3) picture."""
+        with explain_os_errors("writing TensorBoard"):
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def histogram(self, name: str, values: Any, step: int) -> None:
+        """Add a histogram of a tensor's values."""
+        with explain_os_errors("writing TensorBoard"):
+            self._writer.add_histogram(name, values, step)
 
     def close(self) -> None:
-        """Flush and close everything."""
-        for writer in self._writers.values():
-            writer.close()
-        self._log.close()
+        """Flush and close."""
+        with explain_os_errors("writing TensorBoard"):
+            self._writer.close()
 
 
 def finite(value: Any) -> Any:

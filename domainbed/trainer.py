@@ -7,7 +7,6 @@ A step is a function of the run's seed and the step's number alone: the order of
 every random draw are keyed by both. So going on from a checkpoint needs weights, optimisers and the step, no more.
 """
 
-import math
 import random
 import signal
 import time
@@ -23,21 +22,20 @@ import yaml
 from tqdm import tqdm
 
 from domainbed import checkpoint, evaluator, metrics, model_selection, reconstructions, summary
-from domainbed.algorithms.base import Algorithm, ExplainsWeights, Posterior, Predictor, SeesClassCounts
+from domainbed.algorithms.base import Algorithm, Encoder, ExplainsWeights, Posterior, Predictor, SeesClassCounts
 from domainbed.checkpoint import construct
 from domainbed.datasets.augment import Augment
-from domainbed.datasets.loaders import TrainLoader, in_order
+from domainbed.datasets.loaders import TrainLoader
 from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine, NonFiniteLoss
-from domainbed.errors import UserError
+from domainbed.errors import UserError, explain_os_errors
 from domainbed.model_selection import PROTOCOLS
-from domainbed.records import Records
+from domainbed.records import Board, Records
 from domainbed.settings import RunSettings
 
 #: Between checkpoints, `last` is saved this often, so that a power cut costs minutes and not hours.
 SAVE_EVERY_SECONDS = 300
 LOG_EVERY_SECONDS = 30
-EVALUATION_SEED = 20_230_920  # of the noise in evaluated losses; any constant
 
 
 class Interrupted(Exception):
@@ -92,10 +90,10 @@ def train_all_targets(run: Run) -> summary.Summary:
         UserError: a loss is not finite, the disk is full, a checkpoint is broken.
         Interrupted: by SIGINT or SIGTERM, after saving.
     """
-    for seed in run.seeds:
-        for target in run.targets:
-            Training(run, seed, target).run()
-            write_summary(run)
+    trainings = [Training(run, seed, target) for seed in run.seeds for target in run.targets]  # each checks its target
+    for training in trainings:
+        training.run()
+        write_summary(run)
     result = write_summary(run)
     run.records.log("\n" + result.text())
     run.records.log(f"\nsummary, pictures and weights are in {run.folder}")
@@ -118,7 +116,7 @@ def write_summary(run: Run) -> summary.Summary:
         "class_names": run.images.classes,
     }
     result = summary.build(run.records.read(), described)
-    with checkpoint.explain_os_errors("writing the summary"):
+    with explain_os_errors("writing the summary"):
         result.write(run.folder)
     return result
 
@@ -133,7 +131,7 @@ class Training:
     """
 
     def __init__(self, run: Run, seed: int, target: list[int]) -> None:
-        self.run_, self.seed, self.target = run, seed, target
+        self.shared, self.seed, self.target = run, seed, target
         self.images, self.engine, self.records, self.settings = run.images, run.engine, run.records, run.settings
         self.name = run.target_name(target)
         self.sources = [e for e in range(len(run.images.environments)) if e not in target]
@@ -141,6 +139,8 @@ class Training:
         self.checkpoints = self.folder / "checkpoints"
         self.best: float | None = None
         self.oracle: float | None = None
+        self.loader = self.make_loader()
+        self.scored = self.choose_selection_environments()
 
     # --- the way of a run, from top to bottom ---
 
@@ -152,15 +152,12 @@ class Training:
             log(f"\n{title}: done already")
             return
         log(f"\n{title}: trains on {', '.join(self.images.environments[e] for e in self.sources)}")
-        loader = self.loader()
-        self.choose_selection_environments()
         start = self.begin()
-        writer = self.records.tensorboard(
-            self.run_.base(self.seed) / "tensorboard" / f"te_{self.name}", purge_step=start + 1 if start else None
-        )
-        writer.add_text("config", f"```\n$ {self.run_.command}\n{yaml.safe_dump(self.run_.config)}```", start)
+        folder = self.shared.base(self.seed) / "tensorboard" / f"te_{self.name}"
+        self.board = Board(folder, purge_step=start + 1 if start else 0)
+        self.board.text("config", f"$ {self.shared.command}\n{yaml.safe_dump(self.shared.config)}", start)
         if start == 0:
-            self.dump(0, writer)
+            self.dump(0)
         saved_at = logged_at = time.monotonic()
         began = time.monotonic()
         with (
@@ -171,7 +168,7 @@ class Training:
                 seed_everything(self.seed, step)
                 minibatches = [
                     (self.engine.to_device(x), y.to(self.engine.device, non_blocking=True))
-                    for x, y in loader.minibatches(step)
+                    for x, y in self.loader.minibatches(step)
                 ]
                 try:
                     losses = self.algorithm.update(minibatches)
@@ -182,35 +179,35 @@ class Training:
                 now = time.monotonic()
                 at_checkpoint = done % settings.checkpoint_freq == 0 or done == settings.steps
                 if done % settings.tb_freq == 0 or done == settings.steps:
-                    self.record_losses(done, losses, writer)
+                    self.record_losses(done, losses)
                 if at_checkpoint or now - logged_at > LOG_EVERY_SECONDS:
                     log(progress(done, start, settings.steps, now - began, losses))
                     logged_at = now
                 if settings.recon_freq and done % settings.recon_freq == 0 and done < settings.steps:
-                    self.dump(done, writer)
+                    self.dump(done)
                 if at_checkpoint:
-                    self.judge(done, writer)
+                    self.judge(done)
                 if at_checkpoint or stop.asked or now - saved_at > SAVE_EVERY_SECONDS:
                     self.save_last(done)
                     saved_at = time.monotonic()
                 if stop.asked and done < settings.steps:
                     log(f"stopped by {stop.asked} after step {done}. Go on with --resume")
                     raise Interrupted
-        self.finish(writer)
+        self.finish()
 
-    def loader(self) -> TrainLoader:
+    def make_loader(self) -> TrainLoader:
         """Return the loader of the training environments."""
-        hparams, images = self.run_.hparams, self.images
+        hparams, images = self.shared.hparams, self.images
         if not images.classes and hparams.class_balanced:
             raise UserError("class_balanced = true needs labels, but these images have none. Leave it out")
         return TrainLoader(
-            images, self.sources, hparams.batch_size, self.seed, self.run_.augment, hparams.class_balanced
+            images, self.sources, hparams.batch_size, self.seed, self.shared.augment, hparams.class_balanced
         )
 
-    def choose_selection_environments(self) -> None:
+    def choose_selection_environments(self) -> dict[str, list[str]]:
         """Decide, from labels alone, over which environments `best` and `oracle` are scored."""
         metric = self.settings.select_by
-        self.scored: dict[str, list[str]] = {}
+        scored: dict[str, list[str]] = {}
         for checkpoint_name, environments in (("best", self.sources), ("oracle", self.target)):
             if not environments:
                 continue
@@ -218,21 +215,22 @@ class Training:
                 self.images.environments[e]: self.images.labels[self.images.select(e, "val")] for e in environments
             }
             try:
-                self.scored[checkpoint_name], left_out = model_selection.defined_environments(metric, labels)
+                scored[checkpoint_name], left_out = model_selection.defined_environments(metric, labels)
             except UserError as error:
                 if checkpoint_name == "best":
                     raise
-                self.records.log(f"WARNING: no oracle checkpoint: {error}")
+                self.records.log(f"WARNING: target {self.name} has no oracle checkpoint: {error}")
                 continue
             if left_out:
                 self.records.log(
-                    f"{checkpoint_name}: {metric} is undefined on the held-out images of {', '.join(left_out)}, "
-                    "which have a single class; they do not count for the choice"
+                    f"target {self.name}, {checkpoint_name}: {metric} is undefined on the held-out images of "
+                    f"{', '.join(left_out)}, which have a single class; they do not count for the choice"
                 )
+        return scored
 
     def begin(self) -> int:
         """Make the algorithm, from its `last` checkpoint if there is one; return the step to go on from."""
-        run, last = self.run_, self.checkpoints / "last"
+        run, last = self.shared, self.checkpoints / "last"
         seed_everything(self.seed, -1)
         shape, classes, domains = self.images.input_shape, len(self.images.classes), len(self.sources)
         resumed = checkpoint.exists(last)
@@ -246,8 +244,6 @@ class Training:
             meaning = self.algorithm.explain_weights(self.settings.steps, run.hparams.batch_size * domains)
             for line in meaning.lines():
                 self.records.log(line)
-        for note in self.algorithm.notes:
-            self.note(note)
         if not resumed:
             self.records.drop_after(self.name, self.seed, -1)
             self.records.write(
@@ -276,7 +272,7 @@ class Training:
         self.records.log(f"goes on after step {meta['step']}")
         return int(meta["step"])
 
-    def judge(self, step: int, writer: Any) -> None:
+    def judge(self, step: int) -> None:
         """Evaluate the held-out split of every environment; keep `best` and `oracle` where they improve."""
         figures: dict[str, dict[str, Any]] = {}
         for environment, name in enumerate(self.images.environments):
@@ -290,10 +286,8 @@ class Training:
                 self.record("eval", step)
                 | {"environment": name, "role": role, "part": "val", "n": found["n"], "metrics": found["metrics"]}
             )
-            for metric, value in found["metrics"].items():
-                if isinstance(value, (int, float)):
-                    writer.add_scalar(f"{name}_{role}_val/{metric}", value, step)
-        self.histograms(step, writer)
+            self.board.scalars({f"{name}_{role}_val/{metric}": v for metric, v in found["metrics"].items()}, step)
+        self.histograms(step)
         scores = {
             name: model_selection.score(self.settings.select_by, {e: figures[e] for e in environments})
             for name, environments in self.scored.items()
@@ -307,9 +301,9 @@ class Training:
         best = f"; best so far {abs(self.best):.4g}" if self.best is not None else ""
         self.records.log(f"  held-out {metric}: {text or 'undefined'}{best}")
 
-    def finish(self, writer: Any) -> None:
+    def finish(self) -> None:
         """Judge the target once with every protocol's checkpoint, export `best`, and mark the target as done."""
-        self.dump(None, writer)
+        self.dump(None)
         if not checkpoint.exists(self.checkpoints / "best"):
             self.note(
                 f"target {self.name}, seed {self.seed}: {self.settings.select_by} was undefined at every checkpoint, "
@@ -329,42 +323,33 @@ class Training:
                         self.record("final", step) | {"protocol": protocol, "checkpoint": name} | figures
                     )
             if name == "best":
-                config, path = self.run_.config, self.folder / "model.safetensors"
+                config, path = self.shared.config, self.folder / "model.safetensors"
                 checkpoint.export(path, self.algorithm, config, self.meta(step))
         for figures in self.majority_figures():
             self.records.write(self.record("final", self.settings.steps) | figures)
-        writer.flush()
+        self.board.close()
         self.engine.release()
-        (self.folder / "done").write_text(f"{self.settings.steps} steps\n")
+        with explain_os_errors(f"writing {self.folder / 'done'}"):
+            (self.folder / "done").write_text(f"{self.settings.steps} steps\n")
 
     # --- parts ---
 
     def outputs(self, rows: np.ndarray) -> evaluator.Outputs:
         """Run the algorithm over some rows, with the run's precision and noise of its own."""
-        batches = (
-            (self.engine.to_device(x), y.to(self.engine.device))
-            for x, y in in_order(self.images, rows, self.settings.eval_batch_size)
-        )
-        with self.engine.evaluation(self.algorithm, EVALUATION_SEED):
-            return evaluator.evaluate(self.algorithm, batches, self.images.groups[rows].tolist())
+        return evaluator.evaluate_rows(self.algorithm, self.engine, self.images, rows, self.settings.eval_batch_size)
 
     def final_figures(self, with_train: bool) -> list[dict[str, Any]]:
         """Figures of every target, whole and by part, and of the held-out (and training) split of every source."""
         found = []
         for environment, name in enumerate(self.images.environments):
             if environment in self.target:
-                rows = self.images.select(environment)
-                outputs = self.outputs(rows)
-                parts: dict[str, Any] = {"whole": None}
-                for part in ("val", "test"):
-                    mask = torch.from_numpy(self.images.split[rows] == part)
-                    if mask.any():
-                        parts[part] = mask
-                for part, mask in parts.items():
-                    figures = evaluator.figures(outputs, mask, ordinal=self.images.ordinal, intervals=True)
-                    found.append({"environment": name, "role": "target", "part": part, **figures})
-                    if outputs.needs_label:
-                        found[-1]["needs_label"] = True
+                for part in ("whole", "val", "test"):
+                    rows = self.images.select(environment, None if part == "whole" else part)
+                    if len(rows):
+                        outputs = self.outputs(rows)
+                        figures = evaluator.figures(outputs, ordinal=self.images.ordinal, intervals=True)
+                        given = {"needs_label": True} if outputs.needs_label else {}
+                        found.append({"environment": name, "role": "target", "part": part, **figures, **given})
                 continue
             for part in ("val", "test", "train") if with_train else ("val", "test"):
                 rows = self.images.select(environment, part)
@@ -430,46 +415,51 @@ class Training:
         state = {"optimizers": self.engine.optimizer_state()}
         checkpoint.save(self.checkpoints / "last", self.algorithm, self.meta(step), state)
 
-    def record_losses(self, step: int, losses: dict[str, torch.Tensor], writer: Any) -> None:
+    def record_losses(self, step: int, losses: dict[str, torch.Tensor]) -> None:
         """Write the terms of the loss of one step."""
         values = {"total_loss" if key == "loss" else key: value.item() for key, value in losses.items()}
         self.records.write(self.record("train", step) | values)
-        for key, value in values.items():
-            writer.add_scalar(f"train/{key}", value, step)
+        self.board.scalars({f"train/{key}": value for key, value in values.items()}, step)
 
-    def dump(self, step: int | None, writer: Any) -> None:
+    def dump(self, step: int | None) -> None:
         """Write the pictures of a step; None is the end."""
         folder = (
-            self.run_.base(self.seed) / ("recon_final" if step is None else f"recon_step_{step}") / f"te_{self.name}"
+            self.shared.base(self.seed) / ("recon_final" if step is None else f"recon_step_{step}") / f"te_{self.name}"
         )
         at = self.settings.steps if step is None else step
         title = f"{self.settings.algorithm} · step {at} · target {self.name}"
         pictures = reconstructions.dump(self.algorithm, self.engine, self.images, self.target, folder, title)
         for name, picture in pictures.items():
-            writer.add_image(f"reconstructions/{name}", picture, at, dataformats="HWC")
+            self.board.picture(f"reconstructions/{name}", picture, at)
 
-    def histograms(self, step: int, writer: Any) -> None:
-        """Write histograms of the posterior of the fixed images, per environment."""
-        if not isinstance(self.algorithm, Posterior):
+    def histograms(self, step: int) -> None:
+        """Add histograms of the fixed images' codes, per environment: mean and sigma of a posterior, or the code."""
+        if not isinstance(self.algorithm, (Posterior, Encoder)):
             return
         for environment, name in enumerate(self.images.environments):
             rows = reconstructions.fixed_rows(self.images, environment, "val")
-            if len(rows):
-                with self.engine.evaluation(self.algorithm, EVALUATION_SEED):
-                    mean, logvar = self.algorithm.posterior(self.engine.to_device(self.images.pixels(rows)))
-                writer.add_histogram(f"latent/{name}_mean", mean.float().cpu(), step)
-                writer.add_histogram(f"latent/{name}_sigma", (0.5 * logvar.float()).exp().cpu(), step)
+            if not len(rows):
+                continue
+            x = self.engine.to_device(self.images.pixels(rows))
+            with self.engine.evaluation(self.algorithm, evaluator.NOISE_SEED):
+                if isinstance(self.algorithm, Posterior):
+                    mean, logvar = self.algorithm.posterior(x)
+                    codes = {"mean": mean, "sigma": (0.5 * logvar.float()).exp()}
+                else:
+                    codes = {"code": self.algorithm.encode(x)}
+            for kind, values in codes.items():
+                self.board.histogram(f"latent/{name}_{kind}", values.float().cpu(), step)
 
     def note(self, text: str) -> None:
         """Say something that nobody should miss: at the start, in the log, and in the summary."""
         self.records.log(f"WARNING: {text}")
-        if text not in self.run_.notes:
-            self.run_.notes.append(text)
+        if text not in self.shared.notes:
+            self.shared.notes.append(text)
             self.records.write({"kind": "note", "text": text})
 
     def check_batch_norm(self) -> None:
         """Refuse a batch of one image for a network with BatchNorm, whose variance it would take from one value."""
-        batch = self.run_.hparams.batch_size * len(self.sources)
+        batch = self.shared.hparams.batch_size * len(self.sources)
         layers = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
         if batch == 1 and any(isinstance(module, layers) and module.training for module in self.algorithm.modules()):
             raise UserError(
@@ -482,10 +472,9 @@ class Training:
         guilty = []
         for environment, minibatch in zip(self.sources, minibatches, strict=True):
             seed_everything(self.seed, step)
-            with torch.no_grad(), self.engine.accelerator.autocast():
-                loss = self.algorithm.losses([minibatch])["loss"]
-            if not math.isfinite(loss.item()):
+            if not self.engine.is_finite([minibatch]):
                 guilty.append(self.images.environments[environment])
+        terms = ["total_loss" if term == "loss" else term for term in error.terms]
         who = (
             f"the minibatch of {' and of '.join(guilty)} alone gives it"
             if guilty
@@ -493,7 +482,7 @@ class Training:
         )
         return UserError(
             f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: "
-            f"{', '.join(error.terms)}; {who}. Checkpoints of earlier steps are in {self.checkpoints}. "
+            f"{', '.join(terms)}; {who}. Checkpoints of earlier steps are in {self.checkpoints}. "
             "Start another run with a lower lr, or with --precision float32"
         )
 
@@ -509,7 +498,8 @@ def seed_everything(seed: int, step: int) -> None:
 def progress(done: int, start: int, total: int, seconds: float, losses: dict[str, torch.Tensor]) -> str:
     """A line with the step, the losses, the rate and the time left."""
     rate = (done - start) / max(seconds, 1e-9)
-    left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate))
+    minutes, seconds_left = divmod(int((total - done) / rate), 60)
+    left = f"{minutes // 60}:{minutes % 60:02d}:{seconds_left:02d}"
     terms = ", ".join(f"{'total_loss' if key == 'loss' else key} {value.item():.4g}" for key, value in losses.items())
     return f"step {done}/{total}: {terms} ({rate:.2f} steps/s, {left} left)"
 

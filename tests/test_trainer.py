@@ -360,9 +360,13 @@ def test_a_plugin_trains_resumes_and_loads(train, photographs: Path, tmp_path: P
     )
     arguments = ["--data_dir", photographs, "--test_envs", "0", "--plugin", plugin, "--algorithm", "Mine", *SHORT]
     assert train("mine", *arguments)[0] == 0
-    code = f"import domainbed; print(type(domainbed.load({str(run_folder('mine').resolve())!r})).__name__)"
+    arguments = f"{str(run_folder('mine').resolve())!r}, plugin=[{str(plugin)!r}]"
+    code = f"import domainbed; print(type(domainbed.load({arguments})).__name__)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert loaded.stdout.strip() == "Mine", loaded.stderr
+    code = code.replace(f", plugin=[{str(plugin)!r}]", "")
+    untrusted = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "which is code. If you trust it" in untrusted.stderr
 
 
 def test_the_scripts_are_the_command_line() -> None:
@@ -370,3 +374,126 @@ def test_the_scripts_are_the_command_line() -> None:
         shown = subprocess.run([sys.executable, REPOSITORY / f"{script}.py", "--help"], capture_output=True, text=True)
         assert shown.returncode == 0 and f"usage: python {script}.py" in shown.stdout
     assert main("train_all", ["--help"]) == 0
+
+
+def test_environments_named_by_numbers_are_left_out_by_name_and_resumed(train, photographs: Path) -> None:
+    for old, new in ((2, 3), (1, 2), (0, 1)):
+        (photographs / f"camera{old}").rename(photographs / str(new))
+    assert train("numbers", "--data_dir", photographs, *SHORT)[0] == 0
+    folder = run_folder("numbers")
+    assert {path.name for path in folder.glob("te_*")} == {"te_1", "te_2", "te_3"}
+    (folder / "te_2/done").unlink()
+    assert train("numbers", "--resume")[0] == 0
+    status, _, err = train("numbers", "--resume", "--test_envs", "1")
+    assert status == 2 and "other targets" in err
+
+
+def test_going_on_with_other_images_is_refused_by_name(train, photographs: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        assert train("moved", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 130
+    moved = photographs.with_name("elsewhere")
+    photographs.rename(moved)
+    (moved / "camera1/0/05.png").rename(moved / "camera1/2/25.png")
+    status, _, err = train("moved", "--resume", "--data_dir", moved)
+    assert status == 2 and "camera1/0/05.png" in err and "camera1/2/25.png" in err
+    (moved / "camera1/2/25.png").rename(moved / "camera1/0/05.png")
+    assert train("moved", "--resume", "--data_dir", moved)[0] == 0
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_moves_a_weight(train, photographs: Path, monkeypatch) -> None:
+    from domainbed.algorithms.erm import ERM
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("nan")
+
+    original = ERM.losses
+
+    def losses(self, minibatches, unlabeled=None):
+        terms = original(self, minibatches)
+        return {"loss": Poison.apply(terms["loss"])} if self.training and self.step.item() == 3 else terms
+
+    monkeypatch.setattr(ERM, "losses", losses)
+    status, _, err = train("poison", "--data_dir", photographs, "--test_envs", "0", "--algorithm", "ERM", *SHORT)
+    assert status == 2 and "step 4" in err and "the gradient" in err
+    weights = load_file(run_folder("poison") / "te_camera0/checkpoints/last/model.safetensors")
+    assert weights["step"].item() == 2 and all(value.isfinite().all() for value in weights.values())
+
+
+def test_faults_of_a_later_target_are_found_before_the_first_is_trained(train, photographs: Path) -> None:
+    for path in sorted((photographs / "camera0").rglob("*.png"))[5:19]:
+        path.unlink()
+    status, _, err = train("early", "--data_dir", photographs, *SHORT, "batch_size=9")
+    assert status == 2 and "camera0 has" in err
+    assert not run_folder("early").joinpath("te_camera0").exists()
+    assert train("early", "--data_dir", photographs, *SHORT)[0] == 0  # the name is still free
+
+
+def test_a_run_that_trained_nothing_leaves_nothing_to_the_next_of_its_name(
+    train, photographs: Path, monkeypatch
+) -> None:
+    from domainbed.algorithms.vae_dg import VAE_DG
+
+    original = VAE_DG.losses
+    nan = torch.tensor(float("nan"))
+    monkeypatch.setattr(
+        VAE_DG, "losses", lambda self, batches, unlabeled=None: {**original(self, batches), "loss": nan}
+    )
+    assert train("again", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 2
+    monkeypatch.setattr(VAE_DG, "losses", original)
+    assert train("again", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 0
+    assert train("other", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 0
+    assert records(run_folder("again")) == records(run_folder("other"))
+
+
+def test_a_resumed_run_has_one_curve_in_tensorboard(train, photographs: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        train("curve", "--data_dir", photographs, "--test_envs", "0", *SHORT)
+    train("curve", "--resume")
+    events = EventAccumulator(str(run_folder("curve") / "tensorboard/te_camera0"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/total_loss")] == [1, 2, 3, 4]
+
+
+def test_the_published_loss_is_evaluated_per_image_whatever_the_batch() -> None:
+    from domainbed.algorithms.vae_dg import VAE_DG
+    from domainbed.evaluator import evaluate
+    from domainbed.testing import NoNoise, build, minibatches
+
+    algorithm = build(VAE_DG, latent_dim=8, paper_compat=True, recon_reduction="sum", loss_multiplier_kl=500.0).eval()
+    x, y = minibatches(batch=6)[0]
+    with torch.no_grad(), NoNoise():
+        together = evaluate(algorithm, [(x, y)], list(range(6))).losses
+        apart = evaluate(algorithm, [(x[:4], y[:4]), (x[4:], y[4:])], list(range(6))).losses
+    assert together == pytest.approx(apart, rel=1e-4)
+
+
+@pytest.mark.parametrize("where", ["results.jsonl", "events", "png"])
+def test_a_disk_that_is_full_anywhere_is_one_message(train, photographs: Path, monkeypatch, where: str) -> None:
+    import errno
+
+    from domainbed import reconstructions
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if where == "results.jsonl":
+        real = json.dumps
+        monkeypatch.setattr(json, "dumps", lambda *a, **k: full() if "allow_nan" in k else real(*a, **k))
+    elif where == "events":
+        from torch.utils.tensorboard import SummaryWriter
+
+        monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    else:
+        monkeypatch.setattr(reconstructions.Image.Image, "save", full)
+    status, _, err = train("full", "--data_dir", photographs, "--test_envs", "0", *SHORT)
+    assert status == 2 and "disk is full" in err

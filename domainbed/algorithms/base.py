@@ -6,6 +6,8 @@ Device, precision and the optimiser's step belong to the engine, which is inject
 lines itself, so that a test or a notebook needs nothing else.
 """
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -137,11 +139,6 @@ class Algorithm(nn.Module):
         """Whether a term of the loss is no mean over samples, so that a weight's meaning changes with the batch."""
         return False
 
-    @property
-    def notes(self) -> list[str]:
-        """What a user must know about how this algorithm began, for the log and the summary."""
-        return []
-
     def losses(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Return the terms of the loss, () tensors each. "loss" is minimised; every key is logged.
 
@@ -184,11 +181,17 @@ class Algorithm(nn.Module):
         self.after_step()
 
 
-def step_optimizers(losses: dict[str, Tensor], optimizers: dict[str, Optimizer], backward: Any) -> None:
+def step_optimizers(
+    losses: dict[str, Tensor],
+    optimizers: dict[str, Optimizer],
+    backward: Any,
+    check: Callable[[dict[str, list[Tensor]]], None] = lambda gradients: None,
+) -> None:
     """Take one step of each optimiser, each moving only its own parameters.
 
     One optimiser minimises "loss"; several minimise "loss/<name>" each. All gradients are taken before the first
-    parameter moves, because a graph can't be walked again once its weights have changed.
+    parameter moves, because a graph can't be walked again once its weights have changed. `check` sees them by the name
+    of their optimiser, and may raise before anything has moved.
     """
     parameters = {
         name: [p for g in optimizer.param_groups for p in g["params"]] for name, optimizer in optimizers.items()
@@ -200,6 +203,7 @@ def step_optimizers(losses: dict[str, Tensor], optimizers: dict[str, Optimizer],
         loss = losses["loss"] if len(optimizers) == 1 else losses[f"loss/{name}"]
         backward(loss, retain_graph=name != list(optimizers)[-1])
         gradients[name] = [p.grad for p in parameters[name]]
+    check({name: [g for g in found if g is not None] for name, found in gradients.items()})
     for name, optimizer in optimizers.items():
         for parameter, gradient in zip(parameters[name], gradients[name], strict=True):
             parameter.grad = gradient
@@ -247,9 +251,11 @@ FREEZE_BN_WITHOUT_WEIGHTS = (
 )
 
 
-def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) -> tuple[TimmEncoder, pretrained.Weights]:
-    """Return the encoder that the hyper-parameters ask for, and where its weights come from."""
+def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) -> TimmEncoder:
+    """Return the encoder that the hyper-parameters ask for; warn where it had to be random."""
     weights = pretrained.locate(hparams.model, hparams.pretrained)
+    if weights.warning and not hparams.freeze_bn:
+        warnings.warn(weights.message, stacklevel=3)
     encoder = TimmEncoder(hparams.model, input_shape)
     if weights.source != "false":
         pretrained.load_weights(encoder.backbone, hparams.model, Path(weights.source).expanduser())
@@ -257,7 +263,7 @@ def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) ->
         if weights.source == "false" and hparams.pretrained != "false":
             raise UserError(f"{weights.message}. {FREEZE_BN_WITHOUT_WEIGHTS}")
         encoder.freeze_batch_norm()
-    return encoder, weights
+    return encoder
 
 
 class LabelLoss(nn.Module):

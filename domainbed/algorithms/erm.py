@@ -27,13 +27,9 @@ class ERM(Algorithm):
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.encoder, self.encoder_weights = build_encoder(self.hparams, input_shape)
+        self.encoder = build_encoder(self.hparams, input_shape)
         self.head = nn.Linear(self.encoder.num_features, num_classes)
         self.label_loss = LabelLoss(num_classes, self.hparams.class_weights)
-
-    @property
-    def notes(self) -> list[str]:
-        return [self.encoder_weights.message] if self.encoder_weights.warning else []
 
     def set_class_counts(self, counts: Tensor) -> None:
         self.label_loss.set_class_counts(counts)

@@ -15,8 +15,8 @@ from the same code; the images of all training environments are one batch.
 as the sums; every run prints what its weights mean beside sums in nats. `recon_nats` and `KLD_nats` are logged as sums
 either way. `paper_compat: true` is the published code: its 39-pixel decoder, its weights, and its loss, which sums
 reconstruction and label loss over the batch but averages the KL over batch and dimensions, so that the weight of the
-KL changes with the batch size. The target stays in [0, 1] there too (the published code feeds normalised images to the
-cross-entropy, which today's torch refuses).
+KL changes with the batch size; evaluation reports the same per image. The target stays in [0, 1] there too (the
+published code feeds normalised images to the cross-entropy, which today's torch refuses).
 
 It does not align environments: nothing in the loss knows which camera an image comes from.
 """
@@ -91,7 +91,7 @@ class VAE_DG(Algorithm):
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         latent_dim = self.hparams.latent_dim
-        self.encoder, self.encoder_weights = build_encoder(self.hparams, input_shape)
+        self.encoder = build_encoder(self.hparams, input_shape)
         self.to_posterior = nn.Sequential(
             nn.Linear(self.encoder.num_features, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(),
             nn.Linear(HIDDEN, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(),
@@ -108,10 +108,6 @@ class VAE_DG(Algorithm):
     def batch_coupled(self) -> bool:
         return self.hparams.paper_compat
 
-    @property
-    def notes(self) -> list[str]:
-        return [self.encoder_weights.message] if self.encoder_weights.warning else []
-
     def set_class_counts(self, counts: Tensor) -> None:
         self.label_loss.set_class_counts(counts)
 
@@ -123,13 +119,17 @@ class VAE_DG(Algorithm):
         kl_nats = gaussian.kl_to_standard_normal(mean, logvar).sum(1)  # (B,)
         label = self.label_loss(self.head(z), y)  # (B,)
         annealing = self.annealing()
-        if self.hparams.paper_compat:
+        kl_weight = self.hparams.loss_multiplier_kl * annealing
+        if self.hparams.paper_compat and self.training:
             recon, label_term, kl = recon_nats.sum(), label.sum(), kl_nats.mean() / mean.shape[1]
+        elif self.hparams.paper_compat:  # the same per image of a training batch, whatever batch it is evaluated in
+            recon, label_term, kl = recon_nats.mean(), label.mean(), kl_nats.mean() / mean.shape[1]
+            kl_weight = kl_weight / (self.hparams.batch_size * self.num_domains)
         elif self.hparams.recon_reduction == "mean":
             recon, label_term, kl = recon_nats.mean() / x[0].numel(), label.mean(), kl_nats.mean() / mean.shape[1]
         else:
             recon, label_term, kl = recon_nats.mean(), label.mean(), kl_nats.mean()
-        kl_weighted = self.hparams.loss_multiplier_kl * annealing * kl
+        kl_weighted = kl_weight * kl
         return {
             "loss": recon + kl_weighted + self.hparams.loss_multiplier_y * label_term,
             "recon_loss": recon,

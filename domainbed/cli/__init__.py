@@ -47,9 +47,10 @@ def _interrupt(number: int, frame: Any) -> None:
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command; a user's mistake is one message and status 2, an interrupt status 130, a bug its traceback."""
+    before = None
+    with suppress(ValueError):  # not in the main thread, where signals are another's business
+        before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with suppress(ValueError):  # not in the main thread, where signals are another's business
-            signal.signal(signal.SIGTERM, _interrupt)
         return run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -60,3 +61,6 @@ def guarded(run: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

@@ -23,7 +23,11 @@ from domainbed.settings import RunSettings
 COMMAND_LINE = "command line"
 YAML_SUFFIXES = (".yaml", ".yml")
 #: What may differ when a run goes on: where things are and how fast, never what is computed.
-MOVABLE = {"data_dir", "results_dir", "cache_dir", "num_workers", "resume", "show", "debug", "plugin"}
+#: `test_envs` is compared once its names are known.
+MOVABLE = {
+    "data_dir", "results_dir", "cache_dir", "num_workers", "device", "eval_batch_size", "test_envs", "plugin", "resume",
+    "show", "debug",
+}  # fmt: skip
 
 
 @dataclass
@@ -224,11 +228,11 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
         layers.append(Layer("train_subset", {"subset_size": SUBSET_SIZE}))
     for where, values in [*shared, *files]:
         layers += _file_layers(where, values, str(dataset_name), algorithm_name)
-    given = dict(arguments.values)
-    layers.append(Layer(COMMAND_LINE, given))
+    recorded_layers = list(layers[: len(layers) - 3 * len(files)])
+    layers.append(Layer(COMMAND_LINE, arguments.values))
     resolved = resolve([RunSettings, dataset.HParams, algorithm.HParams], layers, _all_keys)
     if recorded is not None:
-        _check_unchanged(recorded, layers[: -1 - 3 * len(files)], resolved)
+        _check_unchanged(recorded, recorded_layers, resolved)
     settings = cast(RunSettings, resolved.models[RunSettings]).model_copy(update={"dataset": str(dataset_name)})
     return Configuration(
         settings, dataset, resolved.models[dataset.HParams], algorithm, resolved.models[algorithm.HParams], resolved

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from domainbed.cli.configuration import COMMAND_LINE, read_arguments
-from domainbed.cli.train import default_cache_dir, default_num_workers
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
 from domainbed.registry import DATASETS
@@ -37,8 +36,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, help="which model of the run: its seed")
     parser.add_argument("--checkpoint", default="best", help="best, last, oracle or init (default: best)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bf16"])
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--precision", choices=["auto", "float32", "bf16"], help="default: the run's")
+    parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
     parser.add_argument("--skip_unreadable", action="store_true", help="go on without images that can't be read")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the data set")
@@ -53,17 +52,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from domainbed import checkpoint, evaluator, metrics
-    from domainbed.datasets.loaders import in_order
-    from domainbed.datasets.prepare import prepare
+    from domainbed.datasets.prepare import default_cache_dir, default_num_workers, prepare
     from domainbed.engine import Engine
     from domainbed.records import finite
 
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch_size {arguments.batch_size} is not a whole number of 1 or more")
     algorithm, config, meta = checkpoint.load_with_meta(
-        arguments.run, arguments.target, arguments.seed, arguments.checkpoint
+        arguments.run, arguments.target, arguments.seed, arguments.checkpoint, arguments.plugin
     )
-    dataset = open_dataset(arguments, config)
+    dataset, seen = open_dataset(arguments, config)
 
     def say(text: str) -> None:
         if not arguments.json:
@@ -77,18 +73,16 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     if list(images.input_shape) != meta["input_shape"]:
         raise UserError(f"the model takes images of shape {tuple(meta['input_shape'])}, these are {images.input_shape}")
     images.labels = translate(images.labels, images.classes, meta["classes"])
-    engine = Engine(arguments.device, arguments.precision)
+    engine = Engine(arguments.device, arguments.precision or config["precision"])
     engine.prepare(algorithm)
     result: dict[str, Any] = {
         "run": str(arguments.run), "checkpoint": arguments.checkpoint, "step": meta["step"], "target": meta["target"],
         "seed": meta["seed"], "trained_on": meta["sources"], "data_dir": str(arguments.data_dir),
-        "unreadable": images.unreadable, "environments": {},
+        "classes": meta["classes"], "unreadable": images.unreadable, "notes": seen, "environments": {},
     }  # fmt: skip
     for environment, name in enumerate(images.environments):
         rows = images.select(environment)
-        batches = ((engine.to_device(x), y.to(engine.device)) for x, y in in_order(images, rows, arguments.batch_size))
-        with engine.evaluation(algorithm, seed=0):
-            outputs = evaluator.evaluate(algorithm, batches, images.groups[rows].tolist())
+        outputs = evaluator.evaluate_rows(algorithm, engine, images, rows, config["eval_batch_size"])
         result["environments"][name] = evaluator.figures(outputs, ordinal=meta["ordinal"], intervals=True)
         if sum(meta["train_counts"]) and outputs.probabilities is not None:
             result["environments"][name]["majority"] = metrics.majority(
@@ -98,8 +92,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     return finite(result)
 
 
-def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> Any:
-    """Return the data set of the new images, preprocessed as those of the run were.
+def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Return the data set of the new images, preprocessed as those of the run, and what its reader must know.
 
     Raises:
         UserError: no data, an unknown data set or setting.
@@ -117,17 +111,26 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> Any:
     hparams = resolved.models[cls.HParams]
     if arguments.data_dir is None and name == config["dataset"] and not given:
         raise UserError("evaluate needs data that the run never saw. Give --data_dir <folder from a new camera>")
+    folder = arguments.data_dir and arguments.data_dir.expanduser().resolve()
+    notes = []
+    if name == config["dataset"] and str(folder) == str(config["data_dir"]):
+        same_eyes = "data_seed" not in recorded or getattr(hparams, "data_seed", None) == recorded["data_seed"]
+        if same_eyes:
+            notes.append("these are the images of the run itself: it was trained on some of them")
     try:
-        return cls(arguments.data_dir, hparams)
+        return cls(arguments.data_dir, hparams), notes
     except UserError:
-        folder = arguments.data_dir and arguments.data_dir.expanduser().resolve()
         if folder is None or "environments" not in cls.HParams.model_fields or not folder.is_dir():
             raise
         try:  # <class>/<image>: one camera
-            return cls(folder.parent, hparams.model_copy(update={"environments": [folder.name]}))
+            single = cls(folder.parent, hparams.model_copy(update={"environments": [folder.name]}))
         except UserError:
-            pass
-        raise
+            single = None
+        if single is None:
+            raise
+        if name == config["dataset"] and str(folder.parent) == str(config["data_dir"]):
+            notes.append("this is an environment of the run itself; its figures are new only if it was left out")
+        return single, notes
 
 
 def translate(labels: np.ndarray, classes: list[str], known: list[str]) -> np.ndarray:
@@ -138,7 +141,12 @@ def translate(labels: np.ndarray, classes: list[str], known: list[str]) -> np.nd
     """
     from domainbed.datasets.labels import grade
 
-    if not classes or not known:
+    if known and not classes:
+        raise UserError(
+            f"the model learnt the classes {', '.join(known)}, but these images have no labels to be judged by. Put "
+            "them into a folder per class, or give a manifest with a label column"
+        )
+    if not known:
         return labels
     by_name = {name: index for index, name in enumerate(known)}
     by_grade = {grade(name): index for index, name in enumerate(known) if grade(name) is not None}
@@ -156,15 +164,15 @@ def translate(labels: np.ndarray, classes: list[str], known: list[str]) -> np.nd
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures as text: one line per environment, an interval below each figure."""
+    """The figures as text: one line per figure with its interval, recall per class, confusion."""
     from domainbed.summary import COLUMNS
 
-    lines = [
+    lines = [f"NOTE: {note}" for note in found["notes"]] + [
         f"{found['run']}: checkpoint {found['checkpoint']} (step {found['step']}), trained on "
-        f"{', '.join(found['trained_on'])}; 95 % bootstrap intervals over patients"
+        f"{', '.join(found['trained_on'])}; 95 % bootstrap intervals over groups of images"
     ]
     for name, figures in found["environments"].items():
-        lines.append(f"{name}: {figures['n']} images of {figures['num_groups']} patients")
+        lines.append(f"{name}: {figures['n']} images in {figures['num_groups']} groups")
         for key, title in COLUMNS.items():
             if key not in figures["metrics"]:
                 continue
@@ -174,4 +182,10 @@ def table(found: dict[str, Any]) -> str:
             majority = figures.get("majority", {}).get(key)
             beside = f"   majority class {majority:.4f}" if majority is not None else ""
             lines.append(f"  {title:<18} {shown}{between}{beside}")
+        width = max(map(len, found["classes"]), default=0)
+        for index, row in enumerate(figures["metrics"].get("confusion", [])):
+            recall = figures["metrics"]["recall"][index]
+            shown = "  –  " if recall is None else f"{recall:.3f}"
+            counts = " ".join(f"{count:>6}" for count in row)
+            lines.append(f"  recall {found['classes'][index]:<{width}}  {shown}   answered {counts}")
     return "\n".join(lines)

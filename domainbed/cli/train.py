@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from domainbed.cli.configuration import (
     Arguments,
     Configuration,
     check_name,
+    config_file,
     configure,
     option_help,
     read_arguments,
 )  # fmt: skip
-from domainbed.errors import UserError, did_you_mean
+from domainbed.errors import UserError, did_you_mean, explain_os_errors
+from domainbed.hparams import read_yaml
 from domainbed.settings import RunSettings
 
 USAGE = """\
@@ -67,6 +70,8 @@ def run(script: str, argv: list[str]) -> int:
     resume = str(arguments.values.get("resume", "false")).lower() == "true"
     recorded = find_run(name, arguments) / "config.yaml" if resume else None
     configuration = configure(script, arguments, recorded)
+    if recorded is not None:  # wherever it was found
+        configuration.settings = configuration.settings.model_copy(update={"results_dir": recorded.parents[3]})
     return train(script, name, argv, configuration)
 
 
@@ -90,7 +95,7 @@ def find_run(name: str, arguments: Arguments) -> Path:
     Raises:
         UserError: there is none, or one for each of several data sets and none is named.
     """
-    root = Path(arguments.values.get("results_dir", RunSettings.model_fields["results_dir"].default)) / "train_output"
+    root = Path(stated(arguments, "results_dir", "results")) / "train_output"
     dataset = arguments.values.get("dataset")
     found = [
         path.parent
@@ -111,13 +116,11 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     """Prepare data, engine and folder, and train; return the exit status."""
     settings = configuration.settings
     folder = settings.results_dir / "train_output" / str(settings.dataset) / name
-    if (folder / "config.yaml").exists() and not settings.resume:
-        raise UserError(f"{folder} exists already. Go on with it by --resume, or choose another name")
-
     said: list[str] = []
 
     def say(text: str) -> None:
-        print(text, flush=True)
+        with suppress(BrokenPipeError):
+            print(text, flush=True)
         said.append(text)
 
     command = shlex.join(["python", f"{script}.py", *argv])
@@ -125,82 +128,117 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     for where, key in configuration.resolved.unused:
         say(f"{where}: {key} is not a setting of this run and is not used")
     dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
-    targets = choose_targets(script, settings, dataset.environments)
+    targets = choose_targets(script, settings.test_envs, dataset.environments)
+    if settings.resume:
+        before = choose_targets(script, read_yaml(folder / "config.yaml")["test_envs"], dataset.environments)
+        if targets != before:
+            raise UserError(
+                f"{folder} can't go on with other targets: --test_envs was {' '.join(map(str, before))} and is now "
+                f"{' '.join(map(str, targets))}. Leave it out, or start another run"
+            )
 
-    import torch  # noqa: F401  (from here on it is worth its second)
-
+    from domainbed import checkpoint  # imports torch: from here on it is worth its seconds
     from domainbed.datasets.augment import Augment
-    from domainbed.datasets.prepare import prepare
+    from domainbed.datasets.prepare import default_cache_dir, default_num_workers, prepare
     from domainbed.engine import Engine
     from domainbed.records import Records, RunFolder
     from domainbed.trainer import Interrupted, Run, train_all_targets
 
     engine = Engine(settings.device, settings.precision)
-    algorithm = configuration.algorithm
-    algorithm_needs(algorithm, dataset)
+    algorithm_needs(configuration.algorithm, dataset)
     settings, hparams, notes = resolve_automatic(configuration, dataset, engine, targets)
-    images = prepare(
-        dataset,
-        trial_seed=settings.trial_seed,
-        holdout_fraction=settings.holdout_fraction,
-        subset_size=settings.subset_size,
-        cache_dir=settings.cache_dir or default_cache_dir(),
-        num_workers=settings.num_workers or default_num_workers(),
-        skip_unreadable=settings.skip_unreadable,
-        strict=settings.strict,
-        report=say,
-    )
-    say(f"{settings.dataset}: {len(images.names)} images of {images.input_shape[1]} x {images.input_shape[2]} px")
-    for line in images.table():
-        say(line)
-    if not targets:
-        say("one environment: training without a target, judged on its held-out images")
-    say(f"{settings.algorithm} on {engine.describe()}; selected by {settings.select_by}")
-    for note in notes:
-        say(f"WARNING: {note}")
-    if images.unreadable:
-        notes.append(f"{len(images.unreadable)} unreadable images were left out (--skip_unreadable)")
-
-    notes += images.leaks
-
     run_folder = RunFolder(folder, settings.resume)
     records = Records(folder)
-    records.log_file(said)
-    plain = configuration.plain()
-    if not settings.resume:
-        write_config(folder / "config.yaml", configuration.yaml(command))
-    earlier = [record["text"] for record in records.read() if record["kind"] == "note"]
-    for note in notes:
-        if note not in earlier:
-            records.write({"kind": "note", "text": note})
-    run_ = Run(
-        settings=settings,
-        algorithm=algorithm,
-        hparams=hparams,
-        augment=Augment(configuration.dataset_hparams.augment, configuration.dataset_hparams.image_size),
-        images=images,
-        targets=targets or [[]],
-        folder=folder,
-        config=plain,
-        command=command,
-        engine=engine,
-        records=records,
-        notes=[*earlier, *(note for note in notes if note not in earlier)],
-    )
     try:
-        train_all_targets(run_)
+        images = prepare(
+            dataset,
+            trial_seed=settings.trial_seed,
+            holdout_fraction=settings.holdout_fraction,
+            subset_size=settings.subset_size,
+            cache_dir=settings.cache_dir or default_cache_dir(),
+            num_workers=settings.num_workers or default_num_workers(),
+            skip_unreadable=settings.skip_unreadable,
+            strict=settings.strict,
+            report=say,
+        )
+        say(f"{settings.dataset}: {len(images.names)} images of {images.input_shape[1]} x {images.input_shape[2]} px")
+        for line in images.table():
+            say(line)
+        if not targets:
+            say("one environment: training without a target, judged on its held-out images")
+        say(f"{settings.algorithm} on {engine.describe()}; selected by {settings.select_by}")
+        for note in notes:
+            say(f"WARNING: {note}")
+        if images.unreadable:
+            notes.append(f"{len(images.unreadable)} unreadable images were left out (--skip_unreadable)")
+        notes += images.leaks
+        if settings.resume:
+            check_same_images(folder / "images.csv", images.csv())
+        else:
+            write_text(folder / "images.csv", images.csv())
+            write_text(folder / "config.yaml", configuration.yaml(command))
+        records.log_file(said)
+        earlier = [record["text"] for record in records.read() if record["kind"] == "note"]
+        for note in notes:
+            if note not in earlier:
+                records.write({"kind": "note", "text": note})
+        train_all_targets(
+            Run(
+                settings=settings,
+                algorithm=configuration.algorithm,
+                hparams=hparams,
+                augment=Augment(configuration.dataset_hparams.augment, configuration.dataset_hparams.image_size),
+                images=images,
+                targets=targets or [[]],
+                folder=folder,
+                config=configuration.plain(),
+                command=command,
+                engine=engine,
+                records=records,
+                notes=[*earlier, *(note for note in notes if note not in earlier)],
+            )
+        )
         return 0
     except Interrupted:
         return 130
     except BaseException as error:
         if isinstance(error, UserError):
-            records.log_file([f"error: {error}"])
-        if not any(folder.glob("**/checkpoints/last")):
-            (folder / "config.yaml").unlink(missing_ok=True)  # nothing was trained: the name is free again
+            with suppress(UserError):
+                records.log_file([f"error: {error}"])
+        trained = any(
+            checkpoint.exists(path / "checkpoints" / "last") for path in checkpoint.find_targets(folder).values()
+        )
+        if not trained and not settings.resume:
+            run_folder.clear()  # nothing was trained: the name is free again
         raise
     finally:
         records.close()
         run_folder.close()
+
+
+def stated(arguments: Arguments, key: str, default: Any) -> Any:
+    """Return a setting as the command line, the YAML files or config.yaml state it, before anything is checked."""
+    found = config_file()
+    places = [read_yaml(path) for path in ([found] if found else []) + arguments.files] + [arguments.values]
+    return next((values[key] for values in reversed(places) if key in values), default)
+
+
+def check_same_images(path: Path, now: str) -> None:
+    """Raise `UserError` where a run would go on with other images, classes or splits than it began with."""
+    try:
+        before = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; it says which images the run began with. Start another run"
+        ) from None
+    changed = sorted(set(before) ^ set(now.splitlines()))
+    if changed or len(before) != len(now.splitlines()):
+        names = list(dict.fromkeys(line.partition(",")[0] for line in changed))
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise UserError(
+            f"the images are not those that this run began with ({path}): {shown} differ in content, class, group or "
+            "split, or are there only once. Put the data back as they were, or start another run"
+        )
 
 
 def algorithm_needs(algorithm: Any, dataset: Any) -> None:
@@ -237,7 +275,7 @@ def resolve_automatic(
         "precision": engine.precision,
         "data_dir": settings.data_dir and settings.data_dir.expanduser().resolve(),
         "plugin": [path.expanduser().resolve() for path in settings.plugin],
-        "test_envs": settings.test_envs or [str(environment) for target in targets for environment in target],
+        "test_envs": [",".join(dataset.environments[environment] for environment in target) for target in targets],
     }
     settings = settings.model_copy(update=changed)
     if "pretrained" in type(hparams).model_fields:
@@ -256,20 +294,20 @@ def resolve_automatic(
     return settings, hparams, notes
 
 
-def choose_targets(script: str, settings: RunSettings, environments: list[str]) -> list[list[int]]:
+def choose_targets(script: str, test_envs: list[str], environments: list[str]) -> list[list[int]]:
     """Return the environments to leave out, one list for each training; [] where there is one environment only.
 
     Raises:
         UserError: an unknown environment, one named twice, or none left to train on.
     """
-    if not settings.test_envs:
+    if not test_envs:
         if len(environments) == 1:
             return []
         return [[0]] if script == "train_subset" else [[index] for index in range(len(environments))]
-    chosen = [[find_environment(one, environments) for one in text.split(",") if one] for text in settings.test_envs]
-    for text, target in zip(settings.test_envs, chosen, strict=True):
+    chosen = [[find_environment(one, environments) for one in text.split(",") if one] for text in test_envs]
+    for text, target in zip(test_envs, chosen, strict=True):
         if not target or len(set(target)) < len(target) or chosen.count(target) > 1:
-            raise UserError(f"--test_envs {' '.join(settings.test_envs)}: {text!r} names an environment twice or none")
+            raise UserError(f"--test_envs {' '.join(test_envs)}: {text!r} names an environment twice or none")
         if len(target) == len(environments):
             raise UserError(
                 f"--test_envs {text} leaves no environment to train on: there "
@@ -290,22 +328,9 @@ def find_environment(text: str, environments: list[str]) -> int:
     raise UserError(f"no environment named {text!r}{did_you_mean(text, environments)}")
 
 
-def write_config(path: Path, text: str) -> None:
-    """Write the resolved configuration, atomically."""
-    from domainbed.checkpoint import explain_os_errors
-
+def write_text(path: Path, text: str) -> None:
+    """Write a file of the run's folder, atomically."""
     with explain_os_errors(f"writing {path}"):
-        new = path.with_name(".config.yaml.new")
+        new = path.with_name(f".{path.name}.new")
         new.write_text(text, encoding="utf-8")
         os.replace(new, path)
-
-
-def default_cache_dir() -> Path:
-    """$DOMAINBED_CACHE, or `domainbed` in the user's folder for caches."""
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DOMAINBED_CACHE") or f"{caches}/domainbed").expanduser()
-
-
-def default_num_workers() -> int:
-    """One thread per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

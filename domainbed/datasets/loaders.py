@@ -46,10 +46,15 @@ class TrainLoader:
         self.rows = {environment: images.select(environment, "train") for environment in environments}
         small = {images.environments[e]: len(rows) for e, rows in self.rows.items() if len(rows) < batch_size}
         if small:
+            if not min(small.values()):
+                bare = ", ".join(name for name, count in small.items() if not count)
+                raise UserError(
+                    f"{bare} has no training images: all are held out. Add images or leave it out as a target"
+                )
             listed = ", ".join(f"{name} has {count}" for name, count in small.items())
             raise UserError(
                 f"batch_size = {batch_size} is more than the training images of an environment: {listed}. "
-                f"Use batch_size={max(1, min(small.values()))} or less, or more images per environment"
+                f"Use batch_size={min(small.values())} or less, or more images per environment"
             )
 
     def row_indices(self, step: int, environment: int) -> np.ndarray:
@@ -76,9 +81,18 @@ class TrainLoader:
         batches = []
         for environment in self.environments:
             rows = self.row_indices(step, environment)
-            x, _ = self.augment(self.images.pixels(rows), rows.tolist(), self.seed, step)
+            x, _ = self.augment(self.images.pixels(rows), self.keys(rows), self.seed, step)
             batches.append((x, torch.from_numpy(self.images.labels[rows])))
         return batches
+
+    def keys(self, rows: np.ndarray) -> list[int]:
+        """Numbers to key the augmentation by: the row, another one when it is drawn twice into one batch."""
+        seen: dict[int, int] = {}
+        keys = []
+        for row in rows.tolist():
+            keys.append(row + seen.get(row, 0) * len(self.images.labels))
+            seen[row] = seen.get(row, 0) + 1
+        return keys
 
 
 def in_order(images: Images, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,6 +3,9 @@
 names and labels -> who is held out (splits) -> subset -> decode once (packed) -> unreadable? -> the same on two sides?
 """
 
+import csv
+import io
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +35,7 @@ class Images:
         names: (N,) names of the images.
         unreadable: (name, reason) of images that were left out.
         leaks: a line for each way in which an image is where it gives an answer away.
+        contents: a digest of every image, or what it was drawn from.
     """
 
     environments: list[str]
@@ -45,6 +49,18 @@ class Images:
     names: np.ndarray
     unreadable: list[tuple[str, str]]
     leaks: list[str]
+    contents: list[str]
+
+    def csv(self) -> str:
+        """Which image is where: environment, split, label, group and content of every image, as a table."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "environment", "split", "class", "group", "content"])
+        for row, name in enumerate(self.names):
+            label = self.classes[self.labels[row]] if self.classes else ""
+            environment = self.environments[self.environment[row]]
+            writer.writerow([name, environment, self.split[row], label, self.groups[row], self.contents[row]])
+        return text.getvalue()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -106,6 +122,7 @@ def prepare(
     Raises:
         UserError: images can't be read, leaks under `strict`, a subset larger than an environment.
     """
+    check_environment_names(dataset.environments)
     samples = dataset.samples
     if holdout_fraction is None:
         assigned = np.full(len(samples), splits.TEST)
@@ -144,6 +161,7 @@ def prepare(
         names=np.array([sample.name for sample in kept]),
         unreadable=packed.unreadable,
         leaks=leaks,
+        contents=packed.contents,
     )
     empty = [name for index, name in enumerate(images.environments) if not len(images.select(index))]
     if empty:
@@ -152,3 +170,27 @@ def prepare(
         name = images.names[images.labels == UNLABELLED][0]
         raise UserError(f"some images have labels and others, such as {name}, have none. Label all of them or none")
     return images
+
+
+def check_environment_names(names: list[str]) -> None:
+    """Raise `UserError` for a name that can't be part of a folder's name and of a list of targets.
+
+    `te_<name>` is a folder, `a+b` two environments left out together, `a,b` the same on a command line.
+    """
+    for name in names:
+        if not name.strip() or set(name) & set("/\\+,") or name in ("none", ".", "..") or not name.isprintable():
+            raise UserError(
+                f"{name!r} can't name an environment: it becomes part of a folder's name, and 'none' and names with "
+                "'/', '\\', '+' or ',' mean something else there. Rename it"
+            )
+
+
+def default_cache_dir() -> Path:
+    """$DOMAINBED_CACHE, or `domainbed` in the user's folder for caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("DOMAINBED_CACHE") or f"{caches}/domainbed").expanduser()
+
+
+def default_num_workers() -> int:
+    """One thread per core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

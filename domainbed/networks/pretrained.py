@@ -9,6 +9,8 @@ pretrained: <file>   a .safetensors or .pth checkpoint
 import os
 import socket
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,13 +144,15 @@ def _in_cache(hub_id: str) -> Path | None:
 
 def _from_hub(hub_id: str) -> tuple[Path | None, str]:
     """Return downloaded weights, or None and the reason."""
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
         return None, "they are not in the local cache, and HF_HUB_OFFLINE is set"
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     if not answers(endpoint):
         return None, f"they are not in the local cache, and {endpoint} does not answer"
+    if not _within(HUB_TIMEOUT_SECONDS, lambda: get_hf_file_metadata(hf_hub_url(hub_id, "model.safetensors"))):
+        return None, f"they are not in the local cache, and {endpoint} does not offer them"
     try:
         return Path(hf_hub_download(hub_id, "model.safetensors")), ""
     except Exception as error:  # a hub fails in many ways; none of them is worth a crash under `auto`
@@ -161,17 +165,25 @@ def answers(address: str, timeout: float = HUB_TIMEOUT_SECONDS) -> bool:
     parts = urlsplit(address)
     if proxy := os.environ.get(f"{parts.scheme}_proxy", os.environ.get(f"{parts.scheme.upper()}_PROXY")):
         parts = urlsplit(proxy)
-    reached = threading.Event()
 
     def connect() -> None:
-        try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            with socket.create_connection((parts.hostname or "", port), timeout=timeout):
-                reached.set()
-        except (OSError, ValueError):  # ValueError: an address that is none, such as one with port "x"
-            pass
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=timeout).close()
 
-    thread = threading.Thread(target=connect, daemon=True)  # a look-up can't be given a time limit, a thread can
-    thread.start()
-    thread.join(timeout)
-    return reached.is_set()
+    return _within(timeout, connect)
+
+
+def _within(seconds: float, ask: Callable[[], Any]) -> bool:
+    """Return whether a question is answered in time and without an error.
+
+    A look-up of a name, or a hub that accepts a connection and stays silent, can't be given a time limit; a thread can.
+    """
+    answered = threading.Event()
+
+    def run() -> None:
+        with suppress(Exception):  # whatever goes wrong, there is no answer
+            ask()
+            answered.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    return answered.wait(seconds)

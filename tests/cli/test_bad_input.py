@@ -246,14 +246,14 @@ def test_a_checkpoint_of_another_algorithm(train, unfinished: Path) -> None:
         ("def (:", "is not valid Python"),
         ("x = 1", "registers nothing"),
         (
-            "import nowhere\nfrom domainbed.registry import ALGORITHMS\n@ALGORITHMS.register('Mine')\nclass Mine: pass",
+            "import nowhere\nfrom domainbed.registry import ALGORITHMS\n@ALGORITHMS.register('Useless')\nclass Useless: pass",
             "does not import: ModuleNotFoundError",
         ),
     ],
 )
 def test_a_plugin_that_is_of_no_use(train, photographs: Path, tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "mine.py").write_text(text)
-    arguments = ["--plugin", tmp_path / "mine.py", "--algorithm", "Mine"]
+    arguments = ["--plugin", tmp_path / "mine.py", "--algorithm", "Useless"]
     refused(train("bad", "--data_dir", photographs, *arguments, *RUN, tiny=False), "mine.py", says)
     refused(train("bad", "--data_dir", photographs, "--plugin", tmp_path / "no.py", *RUN), "no.py")
 
@@ -272,15 +272,13 @@ def test_evaluate_gives_the_figures_of_the_run_on_the_runs_own_target(train, pho
 
     assert train("judged", "--data_dir", photographs, *RUN)[0] == 0
     folder = Path("results/train_output/DR/judged")
-    status, out, err = evaluate(
-        capfd, folder, "--data_dir", photographs / "camera0", "--json", "--precision", "float32", "--device", "cpu"
-    )
+    status, out, err = evaluate(capfd, folder, "--data_dir", photographs / "camera0", "--json", "--device", "cpu")
     assert status == 0, err
     found = json.loads(out)["environments"]["camera0"]
     records = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
     whole = next(r for r in records if r["kind"] == "final" and r["part"] == "whole" and r["checkpoint"] == "best")
     assert found["n"] == whole["n"] == 24
-    for name in ("accuracy", "kappa", "mse", "psnr"):
+    for name in ("accuracy", "kappa", "mse", "psnr", "total_loss", "KLD_loss"):
         assert found["metrics"][name] == pytest.approx(whole["metrics"][name], abs=1e-6), name
     status, out, _ = evaluate(capfd, folder, "--data_dir", photographs)
     assert status == 0 and all(f"camera{i}: 24 images" in out for i in range(3))
@@ -299,3 +297,20 @@ def test_evaluate_says_what_is_missing(train, photographs: Path, capfd, tmp_path
     )
     refused(evaluate(capfd, folder, "--target", "camera0"), "--data_dir")
     assert cli.main(["evaluat"]) == 2
+
+
+def test_evaluate_on_images_without_labels(train, photographs: Path, capfd, tmp_path: Path) -> None:
+    assert train("judged", "--data_dir", photographs, *RUN)[0] == 0
+    (tmp_path / "new.csv").write_text(f"path,environment\n{photographs}/camera0/0/00.png,new\n")
+    folder = Path("results/train_output/DR/judged")
+    outcome = evaluate(capfd, folder, "--dataset", "Manifest", "--data_dir", tmp_path / "new.csv")
+    refused(outcome, "have no labels to be judged by")
+
+
+@pytest.mark.parametrize("name", ["site/1", "../x", "none", "a+b"])
+def test_an_environment_whose_name_can_be_no_folder(train, photographs: Path, tmp_path: Path, name: str) -> None:
+    images = sorted(photographs.rglob("*.png"))
+    rows = [f"{path},{name if 'camera0' in str(path) else 'other'},{path.parent.name}" for path in images]
+    (tmp_path / "images.csv").write_text("path,environment,label\n" + "\n".join(rows) + "\n")
+    outcome = train("bad", "--dataset", "Manifest", "--data_dir", tmp_path / "images.csv", *RUN)
+    refused(outcome, "can't name an environment")
