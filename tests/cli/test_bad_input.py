@@ -246,7 +246,8 @@ def test_a_checkpoint_of_another_algorithm(train, unfinished: Path) -> None:
         ("def (:", "is not valid Python"),
         ("x = 1", "registers nothing"),
         (
-            "import nowhere\nfrom domainbed.registry import ALGORITHMS\n@ALGORITHMS.register('Useless')\nclass Useless: pass",
+            "import nowhere\nfrom domainbed.registry import ALGORITHMS\n"
+            "@ALGORITHMS.register('Useless')\nclass Useless: pass",
             "does not import: ModuleNotFoundError",
         ),
     ],
