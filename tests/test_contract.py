@@ -156,3 +156,41 @@ def test_several_optimisers_each_move_their_own_parameters_on_one_graph() -> Non
     algorithm.update(minibatches((3, 16, 16)))
     moved = {key.split(".")[0] for key, value in algorithm.named_parameters() if not torch.equal(value, before[key])}
     assert moved == {"decoder"}  # the encoder's own loss has no gradient, and the decoder's must not reach it
+
+
+def overfitted(name: str, **hparams: object) -> dict[str, float]:
+    """The terms of the loss after 100 steps on one batch."""
+    from domainbed.testing import build, minibatches
+
+    algorithm = build(ALGORITHMS[name], lr=3e-3, **hparams)
+    for step in range(100):
+        torch.manual_seed(step)
+        losses = algorithm.update(minibatches())
+    return {key: value.item() for key, value in losses.items()}
+
+
+def test_erm_learns_the_labels_of_one_batch_by_heart() -> None:
+    assert overfitted("ERM")["loss"] < 0.05  # where guessing costs log 3 = 1.10
+
+
+def test_ae_learns_the_images_of_one_batch_by_heart() -> None:
+    from domainbed.testing import minibatches
+
+    x, _ = concatenate(minibatches())
+    variance = (x - x.mean(0)).square().mean().item()  # the error of answering the mean image
+    assert overfitted("AE", latent_dim=16)["recon_loss"] < 0.2 * variance
+
+
+def test_vae_dg_learns_labels_and_images_of_one_batch_by_heart() -> None:
+    from domainbed.testing import minibatches
+
+    x, _ = concatenate(minibatches())
+    terms = overfitted("VAE_DG", latent_dim=16)
+
+    def entropy(p):  # the least that a cross-entropy with grey values can be
+        return -(p * p.clamp(min=1e-7).log() + (1 - p) * (1 - p).clamp(min=1e-7).log())
+
+    least = entropy(x).mean().item()
+    of_mean_image = -(x * x.mean(0).log() + (1 - x) * (1 - x.mean(0)).log()).mean().item()
+    assert terms["y_loss"] < 0.1
+    assert least < terms["recon_loss"] < least + 0.5 * (of_mean_image - least)
