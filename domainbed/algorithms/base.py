@@ -158,8 +158,8 @@ class Algorithm(nn.Module):
         """Return the optimiser that `hparams.optimizer` names, over some parameters."""
         options = {"lr": self.hparams.lr, "weight_decay": self.hparams.weight_decay}
         if self.hparams.optimizer == "sgd":
-            return SGD(parameters, momentum=0.9, **options)
-        return {"adam": Adam, "adamw": AdamW}[self.hparams.optimizer](parameters, **options)
+            return SGD(parameters, momentum=0.9, fused=True, **options)
+        return {"adam": Adam, "adamw": AdamW}[self.hparams.optimizer](parameters, fused=True, **options)
 
     def after_step(self) -> None:
         """Hook for what moves without a gradient (codebooks, averages): once after each optimiser step."""
