@@ -200,6 +200,9 @@ def load_with_meta(
         config = read_config(run_dir)
         meta = read_meta(find_checkpoint(run_dir, target, seed, checkpoint))
         weights = Path(meta["folder"]) / "model.safetensors"
+    for name, asked, found in (("target", target, meta["target"]), ("seed", seed, meta["seed"])):
+        if asked is not None and asked != found:
+            raise UserError(f"{run_dir} holds the model of {name}={found!r}, not of {name}={asked!r}")
     algorithm = build(config, meta)
     _load_tensors(weights, algorithm)
     return algorithm.eval(), config, meta
@@ -212,7 +215,12 @@ def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return json.loads(metadata["config"]), json.loads(metadata["checkpoint"])
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except KeyError:
+        raise UserError(
+            f"{path} holds weights but no configuration: it is not a model exported by a run. Give the run's folder, "
+            "and which checkpoint of it"
+        ) from None
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a model exported by a run ({error})") from None
 
 

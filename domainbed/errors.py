@@ -30,8 +30,8 @@ def explain_os_errors(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = "The disk is full. Free some space, then go on with --resume"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "The folder can't be written. Change its permissions or --results_dir"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            advice = "The folder can't be made or written. Change its permissions or --results_dir"
         else:
             raise
         place = f" ({error.filename})" if error.filename else ""

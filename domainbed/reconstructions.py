@@ -23,11 +23,15 @@ SPLITS = ("train", "val")
 
 
 def fixed_rows(images: Images, environment: int, split: str) -> np.ndarray:
-    """Return up to `NUM_IMAGES` rows of one split, spread evenly over its classes."""
+    """Return up to `NUM_IMAGES` rows of one split, every class in turn, in the order of the classes."""
     rows = images.select(environment, split)
-    ordered = rows[np.argsort(images.labels[rows], kind="stable")]
-    positions = np.linspace(0, len(ordered) - 1, min(NUM_IMAGES, len(ordered))).round().astype(int)
-    return ordered[positions]
+    labels = images.labels[rows]
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], labels[order])
+    turn = np.empty(len(rows), dtype=int)
+    turn[order] = np.arange(len(rows)) - starts  # which of its class each image is
+    chosen = np.lexsort((labels, turn))[:NUM_IMAGES]
+    return rows[chosen[np.lexsort((turn[chosen], labels[chosen]))]]
 
 
 def dump(

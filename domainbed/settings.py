@@ -6,7 +6,7 @@ Each is a key like any other (`steps=2000`, `--steps 2000`, `steps: 2000` in YAM
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from domainbed.hparams import Fraction, Kind, NonNegativeInt, PositiveInt, StepCount
 
@@ -32,7 +32,20 @@ Environments = Annotated[
     BeforeValidator(_as_texts),
     Kind("a list of environments by number or name, such as 0 2 (two runs) or 0,2 (both held out in one run)"),
 ]
-Seeds = Annotated[list[NonNegativeInt], BeforeValidator(_as_list), Kind("a list of whole numbers, such as 0 1 2")]
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise ValueError("one of them stands there twice")
+    return values
+
+
+Seeds = Annotated[
+    list[NonNegativeInt],
+    BeforeValidator(_as_list),
+    AfterValidator(_distinct),
+    Kind("a list of different whole numbers, such as 0 1 2"),
+]
 
 Paths = Annotated[list[Path], BeforeValidator(_as_paths), Kind("the path of a file, or a list of paths")]
 

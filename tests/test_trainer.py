@@ -497,3 +497,13 @@ def test_a_disk_that_is_full_anywhere_is_one_message(train, photographs: Path, m
         monkeypatch.setattr(reconstructions.Image.Image, "save", full)
     status, _, err = train("full", "--data_dir", photographs, "--test_envs", "0", *SHORT)
     assert status == 2 and "disk is full" in err
+
+
+def test_the_pictures_show_every_class_that_is_there() -> None:
+    from types import SimpleNamespace
+
+    from domainbed.reconstructions import fixed_rows
+
+    labels = np.array([0] * 50 + [1] + [3] * 9 + [4] * 2)
+    images = SimpleNamespace(labels=labels, select=lambda environment, split: np.arange(len(labels)))
+    assert labels[fixed_rows(images, 0, "val")].tolist() == [0, 0, 0, 1, 3, 3, 4, 4]

@@ -5,13 +5,14 @@ python -m domainbed evaluate <run> --data_dir <folder>
 python -m domainbed train_all | train_subset <name> …      the same as train_all.py and train_subset.py
 """
 
+import argparse
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from domainbed.errors import UserError, did_you_mean
 
@@ -39,6 +40,13 @@ def main(argv: list[str] | None = None) -> int:
         return importlib.import_module(f"domainbed.cli.{argv[0]}").main(argv[1:])
 
     return guarded(run)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are `UserError`s, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}. --help explains the options")
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from domainbed.cli import Parser
 from domainbed.cli.configuration import COMMAND_LINE, read_arguments
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
@@ -21,7 +22,7 @@ images were; key=value changes a setting of the data set.
 
 def main(argv: list[str]) -> int:
     """Print the figures; return the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m domainbed evaluate", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--target", help="which model of the run: the environment that was left out")
     parser.add_argument("--seed", type=int, help="which model of the run: its seed")
-    parser.add_argument("--checkpoint", default="best", help="best, last, oracle or init (default: best)")
+    parser.add_argument("--checkpoint", help="best, last, oracle or init (default: best)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", choices=["auto", "float32", "bf16"], help="default: the run's")
     parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
@@ -57,9 +58,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     from domainbed.records import finite
 
     algorithm, config, meta = checkpoint.load_with_meta(
-        arguments.run, arguments.target, arguments.seed, arguments.checkpoint, arguments.plugin
+        arguments.run, arguments.target, arguments.seed, arguments.checkpoint or "best", arguments.plugin
     )
+    exported = arguments.run.suffix == ".safetensors"
+    if exported and arguments.checkpoint not in (None, "best"):
+        raise UserError(f"{arguments.run} was exported from `best`. Give the run's folder for {arguments.checkpoint!r}")
     dataset, seen = open_dataset(arguments, config)
+    if not exported and not (Path(meta["folder"]).parents[1] / "done").exists():
+        seen.append(f"the training of target {meta['target']} is not finished")
 
     def say(text: str) -> None:
         if not arguments.json:
@@ -76,7 +82,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     engine = Engine(arguments.device, arguments.precision or config["precision"])
     engine.prepare(algorithm)
     result: dict[str, Any] = {
-        "run": str(arguments.run), "checkpoint": arguments.checkpoint, "step": meta["step"], "target": meta["target"],
+        "run": str(arguments.run), "checkpoint": arguments.checkpoint or "best", "step": meta["step"],
+        "target": meta["target"],
         "seed": meta["seed"], "trained_on": meta["sources"], "data_dir": str(arguments.data_dir),
         "classes": meta["classes"], "unreadable": images.unreadable, "notes": seen, "environments": {},
     }  # fmt: skip

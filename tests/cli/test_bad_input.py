@@ -103,7 +103,8 @@ def test_one_class_is_nothing_to_classify(train, photographs: Path) -> None:
         (["latent_dim=8", "--algorithm", "ERM"], ["no setting named 'latent_dim'"]),
         (["batch_size=21"], ["batch_size = 21", "camera1 has 20", "batch_size=20 or less"]),
         (["--subset_size", "25"], ["25", "'camera0' has 24", "24 or fewer"]),
-        (["--seeds", "a"], ["seeds", "is not a list of whole numbers"]),
+        (["--seeds", "0", "0"], ["stands there twice"]),
+        (["--seeds", "a"], ["seeds", "is not a list of different whole numbers"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -138,6 +139,7 @@ def test_a_run_that_is_not_there_can_not_go_on(train, photographs: Path) -> None
 
 
 def test_an_unwritable_folder_for_results(train, photographs: Path, tmp_path: Path) -> None:
+    refused(train("bad", "--data_dir", photographs, "--results_dir", "/proc/none", *RUN), "can't be made or written")
     (tmp_path / "file").write_text("")
     refused(train("bad", "--data_dir", photographs, "--results_dir", tmp_path / "file", *RUN), "file")
 
@@ -297,6 +299,11 @@ def test_evaluate_says_what_is_missing(train, photographs: Path, capfd, tmp_path
         "best, last",
     )
     refused(evaluate(capfd, folder, "--target", "camera0"), "--data_dir")
+    refused(evaluate(capfd, folder, "--data_dir", photographs, "--bogus", "3"), "--bogus")
+    exported = folder / "te_camera0/model.safetensors"
+    refused(evaluate(capfd, exported, "--target", "camera1", "--data_dir", photographs), "not of target='camera1'")
+    weights = folder / "te_camera0/checkpoints/last/model.safetensors"
+    refused(evaluate(capfd, weights, "--data_dir", photographs), "no configuration")
     assert cli.main(["evaluat"]) == 2
 
 
