@@ -1,6 +1,7 @@
 """Fixtures. No test reads or writes outside its temporary folders, but for real photographs, which it only reads."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,19 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _registries() -> Iterator[None]:
+    """A plug-in of one test is unknown to the next."""
+    from domainbed.registry import ALGORITHMS, DATASETS
+
+    before = [(one, dict(one._plugins), dict(one._classes)) for one in (ALGORITHMS, DATASETS)]
+    yield
+    for one, plugins, classes in before:
+        announced = one._plugins.keys() - plugins.keys()
+        one._plugins = plugins
+        one._classes = {name: cls for name, cls in one._classes.items() if name in classes or name not in announced}
 
 
 TINY = ["model=test_resnet", "pretrained=false", "image_size=16", "--precision", "float32", "--device", "cpu"]

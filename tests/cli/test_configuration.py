@@ -126,7 +126,7 @@ def test_a_run_without_a_name_is_told_where_to_write_it(name):
 
 def test_each_layer_wins_over_those_before_it(folder):
     class_default, data_set = RunSettings().steps, configured().settings.steps
-    assert (class_default, data_set) == (10_000, 10_000)
+    assert (class_default, data_set) == (10_000, 2_000)
     write(folder / "config.yaml", "steps: 1\nseed: 1\nlr: 1\nlatent_dim: 1\n")
     write(folder / "a.yaml", "steps: 2\nseed: 2\nlr: 2\n")
     write(folder / "b.yaml", "steps: 3\nseed: 3\n")
@@ -159,13 +159,14 @@ def test_blocks_win_over_the_top_level_of_their_file_and_only_there(folder):
         """,
     )
     got = configured()
-    assert got.algorithm_hparams.lr == 0.2, "the algorithm's block is the last word of a file"
+    assert got.algorithm_hparams.lr == 0.3, "the data set's block is the last word of a file"
     assert (got.settings.steps, got.dataset_hparams.image_size) == (77, 48)
-    assert got.resolved.sources["lr"] == "config.yaml (algorithms: VAE_DG)"
+    assert got.resolved.sources["lr"] == "config.yaml (datasets: SyntheticFundus)"
+    assert got.resolved.sources["latent_dim"] == "config.yaml (algorithms: VAE_DG)"
     assert got.resolved.sources["steps"] == "config.yaml (datasets: SyntheticFundus)"
     write(folder / "later.yaml", "lr: 0.4\n")
     assert configured("run later.yaml").algorithm_hparams.lr == 0.4
-    assert configured("--algorithm ERM").algorithm_hparams.lr == 0.9
+    assert configured("--algorithm ERM --dataset Folder --data_dir d").algorithm_hparams.lr == 0.9
 
 
 def test_a_key_of_another_algorithm_is_reported_in_a_file_and_refused_on_the_command_line(folder):

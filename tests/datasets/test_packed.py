@@ -245,7 +245,7 @@ t.build(dataset, Path({str(cache)!r}))
         finally:
             process.send_signal(signal.SIGKILL)
         waiting.join(10)
-    assert len(reports) == 3 and reports[1].startswith("decoded 7")
+    assert len(reports) == 2 and reports[1].startswith("decoded 7")
     (path,) = packs(cache)
     assert not path.name.endswith(".part")
 

@@ -169,9 +169,14 @@ def test_a_file_with_numbers_for_keys_is_refused(tmp_path):
 def test_an_encoder_is_built_from_the_file_that_is_named(tmp_path, checkpoint):
     save_file(checkpoint, tmp_path / "weights.safetensors")
     hparams = EncoderHParams(model=MODEL, pretrained=str(tmp_path / "weights.safetensors"), freeze_bn=True)
-    encoder, weights = build_encoder(hparams, (3, 32, 32))
-    assert_loaded(encoder.backbone, checkpoint)
+    assert_loaded(build_encoder(hparams, (3, 32, 32)).backbone, checkpoint)
+    weights = pretrained.locate(MODEL, hparams.pretrained)
     assert weights.source == hparams.pretrained and not weights.warning
+
+
+def test_an_encoder_that_had_to_be_random_warns():
+    with pytest.warns(UserWarning, match="RANDOM"):
+        build_encoder(EncoderHParams(model=MODEL, pretrained="auto"), (3, 32, 32))
 
 
 def test_false_is_random_without_a_warning():
@@ -266,6 +271,7 @@ def test_a_download_that_fails_is_a_warning_with_its_reason(monkeypatch):
         raise RuntimeError("429 too many requests\nand a page of HTML")
 
     monkeypatch.setattr(pretrained, "answers", lambda *_: True)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     weights = pretrained.locate(MODEL, "auto")
     assert weights.warning and "429 too many requests" in weights.message and "HTML" not in weights.message
@@ -274,9 +280,25 @@ def test_a_download_that_fails_is_a_warning_with_its_reason(monkeypatch):
 def test_weights_that_the_hub_gives_are_taken(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(pretrained, "answers", lambda *_: True)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(
         "huggingface_hub.hf_hub_download", lambda *what, **_: asked.append(what) or str(tmp_path / "model.safetensors")
     )
     weights = pretrained.locate(MODEL, "true")
     assert asked == [(HUB_ID, "model.safetensors")]
     assert weights.source == str(tmp_path / "model.safetensors") and not weights.warning
+
+
+def test_a_hub_that_accepts_and_stays_silent_costs_seconds(monkeypatch):
+    """A server that never answers: listening, on loopback."""
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(pretrained, "answers", lambda *_: True)  # it does accept
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda repo, name: f"{address}/{repo}/{name}")
+        start = time.monotonic()
+        weights = pretrained.locate(MODEL, "auto")
+        assert time.monotonic() - start < 8
+    assert weights.warning and "does not offer them" in weights.message
