@@ -44,7 +44,7 @@ Seeds = Annotated[
     list[NonNegativeInt],
     BeforeValidator(_as_list),
     AfterValidator(_distinct),
-    Kind("a list of different whole numbers, such as 0 1 2"),
+    Kind("a list of whole numbers, such as 0 1 2"),
 ]
 
 Paths = Annotated[list[Path], BeforeValidator(_as_paths), Kind("the path of a file, or a list of paths")]

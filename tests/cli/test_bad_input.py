@@ -104,7 +104,7 @@ def test_one_class_is_nothing_to_classify(train, photographs: Path) -> None:
         (["batch_size=21"], ["batch_size = 21", "camera1 has 20", "batch_size=20 or less"]),
         (["--subset_size", "25"], ["25", "'camera0' has 24", "24 or fewer"]),
         (["--seeds", "0", "0"], ["stands there twice"]),
-        (["--seeds", "a"], ["seeds", "is not a list of different whole numbers"]),
+        (["--seeds", "a"], ["seeds", "is not a list of whole numbers"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
