@@ -21,7 +21,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Decoded images land in a folder of this session, not in the user's cache."""
+    """Decoded images land in a folder of this test run, not in the user's cache."""
     os.environ["DOMAINBED_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
