@@ -298,7 +298,8 @@ class Training:
                 checkpoint.save(self.checkpoints / name, self.algorithm, self.meta(step))
         metric = self.settings.select_by
         text = ", ".join(f"{e} {f[metric]:.4g}" for e, f in figures.items() if f.get(metric) is not None)
-        best = f"; best so far {abs(self.best):.4g}" if self.best is not None else ""
+        sign = 1 if model_selection.SELECTION_METRICS[metric] == "higher" else -1  # a score is higher for a lower loss
+        best = f"; best so far {sign * self.best:.4g}" if self.best is not None else ""
         self.records.log(f"  held-out {metric}: {text or 'undefined'}{best}")
 
     def finish(self) -> None:

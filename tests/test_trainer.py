@@ -507,3 +507,12 @@ def test_the_pictures_show_every_class_that_is_there() -> None:
     labels = np.array([0] * 50 + [1] + [3] * 9 + [4] * 2)
     images = SimpleNamespace(labels=labels, select=lambda environment, split: np.arange(len(labels)))
     assert labels[fixed_rows(images, 0, "val")].tolist() == [0, 0, 0, 1, 3, 3, 4, 4]
+
+
+def test_the_best_score_so_far_is_logged_with_its_sign(train, photographs: Path, monkeypatch) -> None:
+    from domainbed import model_selection
+
+    for metric, score, shown in (("kappa", -0.25, "best so far -0.25"), ("total_loss", -0.5, "best so far 0.5")):
+        monkeypatch.setattr(model_selection, "score", lambda *_, score=score: score)
+        arguments = ["--data_dir", photographs, "--test_envs", "0", "--select_by", metric, *SHORT]
+        assert shown in train(f"signed_{metric}", *arguments)[1]

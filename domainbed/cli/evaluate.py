@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,9 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple
     except UserError:
         if folder is None or "environments" not in cls.HParams.model_fields or not folder.is_dir():
             raise
-        try:  # <class>/<image>: one camera
+        single = None
+        with suppress(UserError):  # <class>/<image>: one camera
             single = cls(folder.parent, hparams.model_copy(update={"environments": [folder.name]}))
-        except UserError:
-            single = None
         if single is None:
             raise
         if name == config["dataset"] and str(folder.parent) == str(config["data_dir"]):
