@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as serialize
-from torch import Tensor
 
+from domainbed.algorithms import finished
 from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.finished import find_targets
 from domainbed.errors import UserError, explain_os_errors
-from domainbed.registry import ALGORITHMS, add_plugin
+from domainbed.registry import add_plugin
 
 FORMAT = 1
 CHECKPOINTS = ("best", "last", "oracle", "init")
@@ -53,7 +52,7 @@ def save(folder: Path, algorithm: Algorithm, meta: dict[str, Any], state: dict[s
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             # through bytes: writing a file then fails as an OSError, whatever the format's own writer would raise
-            (new / "model.safetensors").write_bytes(serialize(_tensors(algorithm)))
+            (new / "model.safetensors").write_bytes(serialize(finished.tensors_of(algorithm)))
             if state is not None:
                 buffer = io.BytesIO()
                 torch.save(state, buffer)
@@ -120,7 +119,7 @@ def load_weights(folder: Path, algorithm: Algorithm) -> dict[str, Any]:
         UserError: the checkpoint is missing, broken, truncated, or belongs to another algorithm.
     """
     meta = read_meta(folder)
-    _load_tensors(Path(meta["folder"]) / "model.safetensors", algorithm)
+    finished.load_tensors(Path(meta["folder"]) / "model.safetensors", algorithm)
     return meta
 
 
@@ -154,7 +153,7 @@ def export(path: Path, algorithm: Algorithm, config: dict[str, Any], meta: dict[
     new = path.with_name(f".{path.name}.new")
     with explain_os_errors(f"exporting {path}"):
         metadata = {"config": json.dumps(config), "checkpoint": json.dumps(meta)}
-        new.write_bytes(serialize(_tensors(algorithm), metadata=metadata))
+        new.write_bytes(serialize(finished.tensors_of(algorithm), metadata=metadata))
         _sync(new)
         os.replace(new, path)
 
@@ -194,7 +193,7 @@ def load_with_meta(
         add_plugin(path)
     run_dir = Path(run_dir).expanduser()
     if run_dir.suffix == ".safetensors":
-        config, meta = _read_export(run_dir)
+        config, meta = finished.read_export(run_dir)
         weights = run_dir
     else:
         config = read_config(run_dir)
@@ -203,25 +202,9 @@ def load_with_meta(
     for name, asked, found in (("target", target, meta["target"]), ("seed", seed, meta["seed"])):
         if asked is not None and asked != found:
             raise UserError(f"{run_dir} holds the model of {name}={found!r}, not of {name}={asked!r}")
-    algorithm = build(config, meta)
-    _load_tensors(weights, algorithm)
+    algorithm = finished.build(finished.describe(config, meta))
+    finished.load_tensors(weights, algorithm)
     return algorithm.eval(), config, meta
-
-
-def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return json.loads(metadata["config"]), json.loads(metadata["checkpoint"])
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except KeyError:
-        raise UserError(
-            f"{path} holds weights but no configuration: it is not a model exported by a run. Give the run's folder, "
-            "and which checkpoint of it"
-        ) from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a model exported by a run ({error})") from None
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -242,17 +225,6 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not {"dataset", "algorithm", "datasets", "algorithms"} <= config.keys():
         raise UserError(f"{path} is not the configuration of a run. Give results/train_output/<dataset>/<name>")
     return config
-
-
-def find_targets(run_dir: Path) -> dict[tuple[int | None, str], Path]:
-    """Return the folders te_<target> of a run by (seed, target); the seed is None where the run has a single one."""
-    found: dict[tuple[int | None, str], Path] = {
-        (None, path.name[3:]): path for path in sorted(run_dir.glob("te_*")) if path.is_dir()
-    }
-    for folder in sorted(run_dir.glob("seed_*")):
-        if folder.name[5:].isdigit():
-            found |= {(int(folder.name[5:]), path.name[3:]): path for path in sorted(folder.glob("te_*"))}
-    return found
 
 
 def find_checkpoint(run_dir: Path, target: str | None, seed: int | None, checkpoint: str) -> Path:
@@ -278,48 +250,6 @@ def find_checkpoint(run_dir: Path, target: str | None, seed: int | None, checkpo
         there = [name for name in CHECKPOINTS if exists(folder.with_name(name))]
         raise UserError(f"{folder.parent} holds no checkpoint {checkpoint!r}. There are: {', '.join(there) or 'none'}")
     return folder
-
-
-def build(config: dict[str, Any], meta: dict[str, Any]) -> Algorithm:
-    """Construct the algorithm that a configuration and a checkpoint.json describe, with weights yet to be loaded."""
-    if config["algorithm"] not in ALGORITHMS and config.get("plugin"):
-        raise UserError(
-            f"{config['algorithm']} comes from the plug-in {', '.join(config['plugin'])}, which is code. If you trust "
-            "it, name it: plugin=[<file>], or --plugin <file>"
-        )
-    cls = ALGORITHMS[config["algorithm"]]
-    try:
-        hparams = cls.HParams(**config["algorithms"][config["algorithm"]])
-        shape, num_classes, num_domains = meta["input_shape"], len(meta["classes"]), meta["num_domains"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the configuration does not fit {cls.__name__} of this version: {error}") from None
-    return construct(cls, tuple(shape), num_classes, num_domains, hparams)
-
-
-def construct(cls: Any, shape: Any, num_classes: int, num_domains: int, hparams: Any) -> Algorithm:
-    """Construct an algorithm whose weights will be loaded, without looking for pretrained ones."""
-    if "pretrained" in type(hparams).model_fields:
-        hparams = hparams.model_copy(update={"pretrained": "false"})
-    return cls(shape, num_classes, num_domains, hparams)
-
-
-def _tensors(algorithm: Algorithm) -> dict[str, Tensor]:
-    # clone: safetensors refuses tensors that share memory, as tied weights do
-    return {key: value.detach().cpu().contiguous().clone() for key, value in algorithm.state_dict().items()}
-
-
-def _load_tensors(path: Path, algorithm: Algorithm) -> None:
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing. Use another checkpoint") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is broken or truncated ({error}). Use another checkpoint") from None
-    try:
-        algorithm.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} belongs to another algorithm or configuration: {reason}") from None
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,7 @@ An engine is injected into an algorithm (`engine.prepare(algorithm)`), whose `up
 
 import gc
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from domainbed.algorithms.base import Algorithm, Minibatch, step_optimizers
 from domainbed.errors import UserError
 
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
+
 
 class NonFiniteLoss(Exception):
     """A term of the loss is infinite or not a number. The weights have not moved.
@@ -30,6 +33,22 @@ class NonFiniteLoss(Exception):
     def __init__(self, terms: list[str]) -> None:
         super().__init__(f"not finite: {', '.join(terms)}")
         self.terms = terms
+
+
+@contextmanager
+def out_of_memory_explained(doing: str) -> Iterator[None]:
+    """Turn memory that ran out, the processor's or a GPU's, into a `UserError` that says what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # told by its text: only a GPU's allocator has an exception of its own, the CPU's and the driver have none
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(
+            f"{doing} ran out of memory ({reason}). Lower batch_size (for an evaluation --eval_batch_size, also with "
+            "--resume) or image_size, or choose a smaller model; what was saved before is untouched"
+        ) from None
 
 
 class Engine:
@@ -63,8 +82,13 @@ class Engine:
         threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
         return f"{self.device.type} ({name}), {self.precision}, {threads}"
 
+    @out_of_memory_explained("preparing the model")
     def prepare(self, algorithm: Algorithm) -> None:
-        """Move an algorithm to the device, make its optimisers, and inject this engine into it."""
+        """Move an algorithm to the device, make its optimisers, and inject this engine into it.
+
+        Raises:
+            UserError: out of memory.
+        """
         algorithm.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.device.type == "cpu" and self.precision == "bf16":
             keep_tiny_convolutions_in_float32(algorithm)
@@ -82,11 +106,13 @@ class Engine:
         self.accelerator.free_memory()
         gc.collect()
 
+    @out_of_memory_explained("a training step")
     def step(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Take one optimiser step; return the detached terms of the loss.
 
         Raises:
             NonFiniteLoss: before anything moved.
+            UserError: out of memory.
         """
         assert self.algorithm is not None, "prepare an algorithm first"
         losses = self.module(minibatches, unlabeled)
@@ -113,19 +139,33 @@ class Engine:
 
     @contextmanager
     def evaluation(self, algorithm: Algorithm, seed: int) -> Iterator[None]:
-        """Evaluation mode without gradients, in the run's precision, with noise that leaves training's alone."""
+        """Evaluation mode without gradients, in the run's precision, with noise that leaves training's alone.
+
+        Raises:
+            UserError: what runs inside is out of memory.
+        """
         training = algorithm.training
         algorithm.eval()
         devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with torch.no_grad(), self.accelerator.autocast(), torch.random.fork_rng(devices=devices):
+            with (
+                out_of_memory_explained("an evaluation"),
+                torch.no_grad(),
+                self.accelerator.autocast(),
+                torch.random.fork_rng(devices=devices),
+            ):
                 torch.manual_seed(seed)
                 yield
         finally:
             algorithm.train(training)
 
+    @out_of_memory_explained("moving images to the device")
     def to_device(self, images: Tensor) -> Tensor:
-        """Return uint8 images (B, C, H, W) as float32 in [0, 1] on the device, channels last."""
+        """Return uint8 images (B, C, H, W) as float32 in [0, 1] on the device, channels last.
+
+        Raises:
+            UserError: out of memory.
+        """
         if self.device.type == "cuda":
             images = images.pin_memory()
         images = images.to(self.device, non_blocking=True)

@@ -94,12 +94,14 @@ class Layer:
         values: key to value; nested `algorithms:` and `datasets:` blocks are already taken out.
         shared: whether the place serves several runs, so that a key of another algorithm is not a mistake.
         place: what layers of one file have in common; empty for a layer that is a place of its own.
+        quiet: whether a key of another algorithm is not even reported as unused.
     """
 
     name: str
     values: Mapping[str, Any]
     shared: bool = False
     place: str = ""
+    quiet: bool = False
 
 
 @dataclass
@@ -149,7 +151,8 @@ def resolve(
                     except ValidationError as error:
                         faults.append(f"{layer.name}: {explain(key, fields[key], value, error)}")
                 elif layer.shared and key in set(known_elsewhere()):
-                    resolved.unused.append((layer.name, key))
+                    if not layer.quiet:
+                        resolved.unused.append((layer.name, key))
                 else:
                     faults.append(f"{layer.name}: no setting named {key!r}{did_you_mean(key, fields)}")
             stated.append((layer.name, parsed))
@@ -217,21 +220,43 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
-        UserError: the file can't be read, is not YAML, or is not a mapping of keys to values.
+        UserError: the file can't be read, is not YAML, has a key twice, or is not a mapping of names to values.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}. Give the path of a YAML file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file in UTF-8. Give the path of a YAML file") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UserError as error:
+        raise UserError(f"{path}, {error}") from None
     if values is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{path} must hold lines of the form 'key: value', but holds {type(values).__name__}")
+    form = f"{path} must hold lines of the form 'key: value'"
+    if not isinstance(values, dict):
+        raise UserError(f"{form}, but holds {type(values).__name__}")
+    for key in values:
+        if not isinstance(key, str):
+            raise UserError(f"{form} with the name of a setting as key, but one key is {key!r}. Write a name there")
     return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, for which a key that stands twice in one mapping is an error, as YAML has it."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node: Any = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if (key.tag, key.value) in first:
+                    before = first[key.tag, key.value]
+                    raise UserError(f"line {line}: the key {key.value!r} stands in line {before} already. Keep one")
+                first[key.tag, key.value] = line
+        return node
 
 
 def _yaml(text: str) -> Any:

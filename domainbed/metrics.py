@@ -72,22 +72,24 @@ def classification(probabilities: Tensor, labels: Tensor, ordinal: bool) -> dict
     return figures
 
 
-def majority(train_labels: Tensor, labels: Tensor, num_classes: int, ordinal: bool) -> dict[str, Any]:
+def majority(train_counts: Sequence[int], labels: Tensor, ordinal: bool) -> dict[str, Any]:
     """Figures of always answering the most frequent training class: what a model has to beat.
 
     The answer never changes, so AUC is 0.5 and kappa 0 by definition, where they are defined at all. The lowest of
     equally frequent classes is taken.
 
     Args:
-        train_labels: (M,) long, M >= 1, of all source environments.
+        train_counts: number of training images of each of K >= 2 classes, over all source environments.
         labels: (N,) long, the images measured.
-        num_classes: K >= 2.
         ordinal: as in `classification`, whose figures are returned.
+
+    Raises:
+        ValueError: there is no training image.
     """
-    if not len(train_labels):
+    if not sum(train_counts):
         raise ValueError("no training labels: there is no most frequent class")
-    answer = train_labels.bincount(minlength=num_classes).argmax()
-    return classification(F.one_hot(answer, num_classes).float().expand(len(labels), -1), labels, ordinal)
+    counts = torch.tensor(train_counts)  # (K,)
+    return classification(F.one_hot(counts.argmax(), len(counts)).float().expand(len(labels), -1), labels, ordinal)
 
 
 def reconstruction(output: Tensor, target: Tensor) -> dict[str, Tensor]:

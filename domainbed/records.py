@@ -23,24 +23,26 @@ from tqdm import tqdm
 from domainbed.errors import UserError, explain_os_errors
 
 
+def begun(path: Path) -> bool:
+    """Whether a run has begun in a folder. One killed while images are decoded leaves a log there, and no run."""
+    return (path / "config.yaml").exists() or any(path.glob("te_*")) or any(path.glob("seed_*/te_*"))
+
+
 class RunFolder:
     """The folder of one run, held by one process at a time.
 
     Args:
         path: `results/train_output/<dataset>/<name>`.
-        resume: whether the run should exist already.
+        resume: whether the run may have begun already.
 
     Raises:
-        UserError: the run exists (or, under `resume`, does not), another process holds it, or it can't be written.
+        UserError: the run exists and is not to go on, another process holds it, or it can't be written.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
-        started = (path / "config.yaml").exists() or (not resume and any(path.glob("**/checkpoints")))
-        if started and not resume:
+        if begun(path) and not resume:
             raise UserError(f"{path} exists already. Go on with it by --resume, or choose another name")
-        if resume and not started:
-            raise UserError(f"there is no run {path} to go on with. Leave out --resume to start it")
         with explain_os_errors(f"opening the run's folder {path}"):
             try:
                 path.mkdir(parents=True, exist_ok=True)

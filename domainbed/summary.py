@@ -309,13 +309,8 @@ class Summary:
             ]
             seeds = ", ".join(str(record["seed"]) for record in found)
             names = self.run.get("class_names") or [str(k) for k in range(len(counts))]
-            rows = [
-                [name, _number("recall", row[k] / sum(row) if sum(row) else None), str(sum(row)), *map(str, row)]
-                for k, (name, row) in enumerate(zip(names, counts, strict=True))
-            ]
             what = "summed over the seeds" if len(found) > 1 else "of seed"
-            lines += ["", f"### {unit}", "", f"Counts {what} {seeds}.", ""]
-            lines += [*_table(["true class", "recall", "images", *(f"answered {name}" for name in names)], rows, 1)]
+            lines += ["", f"### {unit}", "", f"Counts {what} {seeds}.", "", *confusion(names, counts)]
         return ["", "## Recall per class and confusion", "", f"The checkpoint of {BEST}.", *lines] if lines else []
 
 
@@ -333,6 +328,20 @@ def build(records: Iterable[Record], run: Mapping[str, Any]) -> Summary:
     targets += _distinct(record["target"] for record in final.values() if record["target"] not in targets)
     ordered = sorted(final.values(), key=lambda record: (targets.index(record["target"]), record["seed"]))
     return Summary(run, ordered)
+
+
+def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[str]:
+    """Lines of a table: a row per true class with its recall and number of images, a column per predicted class.
+
+    Args:
+        names: of K classes.
+        counts: K x K, rows are true classes.
+    """
+    rows = [
+        [name, _number("recall", row[k] / sum(row) if sum(row) else None), str(sum(row)), *map(str, row)]
+        for k, (name, row) in enumerate(zip(names, counts, strict=True))
+    ]
+    return _table(["true class", "recall", "images", *(f"predicted {name}" for name in names)], rows, words=1)
 
 
 def _main(records: Iterable[Record]) -> list[Record]:

@@ -9,9 +9,12 @@ Each check is a function of the class and some hyper-parameters and fails with a
 mend. They run on tiny images in seconds.
 """
 
+import atexit
 import copy
+import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from domainbed import checkpoint
+from domainbed.algorithms import finished
 from domainbed.algorithms.base import (
     Algorithm,
     Decoder,
@@ -31,6 +35,7 @@ from domainbed.algorithms.base import (
     Sampler,
 )
 from domainbed.engine import Engine
+from domainbed.registry import ALGORITHMS
 
 NUM_CLASSES, NUM_DOMAINS, BATCH = 3, 2, 4
 SHAPES = ((3, 32, 32), (1, 32, 32), (3, 33, 33), (1, 17, 23))
@@ -38,11 +43,45 @@ SMALL_BACKBONE = "test_resnet"  # timm's model for tests
 
 
 def build(cls: type[Algorithm], shape: tuple[int, int, int] = SHAPES[0], **hparams: Any) -> Algorithm:
-    """Return an instance, with a tiny random backbone where the class has one and none is named."""
-    torch.manual_seed(0)
+    """Return an instance, with a tiny random backbone and untrained parts where the class has any and none is named."""
+    return cls(shape, NUM_CLASSES, NUM_DOMAINS, small(cls, shape) | hparams)
+
+
+def small(cls: type[Algorithm], shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return hyper-parameters that a test can't leave at their defaults: the backbone, and runs that it is built on."""
+    found: dict[str, Any] = {}
     if "model" in cls.HParams.model_fields:
-        hparams = {"model": SMALL_BACKBONE, "pretrained": "false"} | hparams
-    return cls(shape, NUM_CLASSES, NUM_DOMAINS, hparams)
+        found |= {"model": SMALL_BACKBONE, "pretrained": "false"}
+    for key, name in cls.HParams.runs.items():
+        found[key] = untrained_run(ALGORITHMS[name], shape)
+    torch.manual_seed(0)
+    return found
+
+
+@cache
+def untrained_run(cls: type[Algorithm], shape: tuple[int, int, int]) -> finished.FinishedRun:
+    """Return the description of a model that a run of no steps would export, with random weights."""
+    algorithm = build(cls, shape)
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = {
+        "algorithm": cls.name,
+        "algorithms": {cls.name: algorithm.hparams.model_dump(mode="json", exclude=set(algorithm.hparams.runs))},
+        "datasets": {"test": {"preprocess": ["resize"]}},
+        "trial_seed": 0,
+    }
+    meta = {
+        "input_shape": list(shape),
+        "classes": [str(index) for index in range(NUM_CLASSES)],
+        "num_domains": NUM_DOMAINS,
+        "sources": [str(index) for index in range(NUM_DOMAINS)],
+        "target": "none",
+        "seed": 0,
+        "step": 0,
+        "runs": {key: run.model_dump(mode="json") for key, run in finished.runs_of(algorithm.hparams).items()},
+    }
+    checkpoint.export(folder / finished.EXPORTED, algorithm, config, meta)
+    return finished.read(folder / finished.EXPORTED)
 
 
 def minibatches(shape: tuple[int, int, int] = SHAPES[0], seed: int = 0, batch: int = BATCH) -> list[Minibatch]:

@@ -22,8 +22,9 @@ import yaml
 from tqdm import tqdm
 
 from domainbed import checkpoint, evaluator, metrics, model_selection, reconstructions, summary
+from domainbed.algorithms import finished
 from domainbed.algorithms.base import Algorithm, Encoder, ExplainsWeights, Posterior, Predictor, SeesClassCounts
-from domainbed.checkpoint import construct
+from domainbed.algorithms.finished import FinishedRun, construct
 from domainbed.datasets.augment import Augment
 from domainbed.datasets.loaders import TrainLoader
 from domainbed.datasets.prepare import Images
@@ -76,11 +77,16 @@ class Run:
 
     def target_name(self, target: list[int]) -> str:
         """Name of a target in folders and records: "idrid", "idrid+srahim", or "none"."""
-        return "+".join(self.images.environments[environment] for environment in target) or "none"
+        return target_name(target, self.images.environments)
 
     def base(self, seed: int) -> Path:
         """Folder of everything that belongs to one seed."""
         return self.folder / f"seed_{seed}" if len(self.seeds) > 1 else self.folder
+
+
+def target_name(target: list[int], environments: list[str]) -> str:
+    """Return the name of what is left out, as in te_<target>: "idrid", "idrid+srahim", or "none"."""
+    return "+".join(environments[environment] for environment in target) or "none"
 
 
 def train_all_targets(run: Run) -> summary.Summary:
@@ -141,6 +147,7 @@ class Training:
         self.oracle: float | None = None
         self.loader = self.make_loader()
         self.scored = self.choose_selection_environments()
+        self.hparams = self.bind_finished_runs()
 
     # --- the way of a run, from top to bottom ---
 
@@ -228,6 +235,31 @@ class Training:
                 )
         return scored
 
+    def bind_finished_runs(self) -> Any:
+        """Return the hyper-parameters with the models of finished runs that belong to this target and seed.
+
+        A run that goes on keeps those that it began with, also where their files are gone.
+        """
+        hparams, last = self.shared.hparams, self.checkpoints / "last"
+        if checkpoint.exists(last):
+            runs = checkpoint.read_meta(last).get("runs", {})
+            return hparams.model_copy(update={key: FinishedRun(**run) for key, run in runs.items()})
+        return finished.bind(hparams, self.name, self.seed)
+
+    def say_what_finished_runs_have_seen(self) -> None:
+        """Note whatever a finished run has seen that this one leaves or holds out."""
+        config = self.shared.config
+        for key, run in finished.runs_of(self.hparams).items():
+            for warning in finished.warnings_of(
+                key,
+                run,
+                dataset=str(self.settings.dataset),
+                target=[self.images.environments[environment] for environment in self.target],
+                trial_seed=self.settings.trial_seed,
+                preprocess=config["datasets"][self.settings.dataset]["preprocess"],
+            ):
+                self.note(f"target {self.name}, seed {self.seed}: {warning}")
+
     def begin(self) -> int:
         """Make the algorithm, from its `last` checkpoint if there is one; return the step to go on from."""
         run, last = self.shared, self.checkpoints / "last"
@@ -235,7 +267,8 @@ class Training:
         shape, classes, domains = self.images.input_shape, len(self.images.classes), len(self.sources)
         resumed = checkpoint.exists(last)
         build = construct if resumed else lambda cls, *args: cls(*args)
-        self.algorithm: Algorithm = build(run.algorithm, shape, classes, domains, run.hparams)
+        self.algorithm: Algorithm = build(run.algorithm, shape, classes, domains, self.hparams)
+        self.say_what_finished_runs_have_seen()
         self.check_batch_norm()
         if isinstance(self.algorithm, SeesClassCounts):
             self.algorithm.set_class_counts(torch.tensor(self.train_counts(), dtype=torch.float32))
@@ -364,19 +397,14 @@ class Training:
         """Figures of always answering the most frequent class of the training images."""
         if not isinstance(self.algorithm, Predictor) or len(self.images.classes) < 2:
             return
-        train = torch.tensor([int(np.argmax(self.train_counts()))])  # always the answer
+        counts = self.train_counts()
         for environment, name in enumerate(self.images.environments):
             role = "target" if environment in self.target else "source"
             for part in ("whole", "val", "test"):
                 rows = self.images.select(environment, None if part == "whole" else part)
                 if not len(rows) or (part == "whole" and role == "source"):
                     continue
-                figures = metrics.majority(
-                    train,
-                    torch.from_numpy(self.images.labels[rows]),
-                    len(self.images.classes),
-                    self.images.ordinal,
-                )
+                figures = metrics.majority(counts, torch.from_numpy(self.images.labels[rows]), self.images.ordinal)
                 yield {
                     "protocol": summary.MAJORITY, "checkpoint": None, "environment": name, "role": role, "part": part,
                     "n": len(rows), "num_groups": len(set(self.images.groups[rows])), "metrics": figures,
@@ -409,6 +437,7 @@ class Training:
             "environments": self.images.environments,
             "sources": [self.images.environments[e] for e in self.sources],
             "machine": self.engine.describe(),
+            "runs": {key: run.model_dump(mode="json") for key, run in finished.runs_of(self.hparams).items()},
         }
 
     def save_last(self, step: int) -> None:

@@ -15,7 +15,7 @@ CHECKOUT = PACKAGE.parent
 #: From the lowest level to the highest. A module may import its own level and those below.
 LEVELS = [
     {"errors", "registry", "hparams", "settings"},
-    {"objectives", "networks"},
+    {"objectives", "networks", "pretrained"},
     {"datasets", "algorithms"},
     {
         "metrics",
@@ -98,7 +98,7 @@ def test_imports_go_downward():
         ("domainbed.objectives.gaussian", "from . import schedules", False),
         ("domainbed.datasets.base", "from domainbed.algorithms.base import Algorithm", True),
         ("domainbed.algorithms.base", "from domainbed.datasets import base", True),
-        ("domainbed.algorithms.base", "from domainbed.networks import pretrained", False),
+        ("domainbed.algorithms.base", "from domainbed import pretrained", False),
         ("domainbed.engine", "from domainbed.algorithms.base import Algorithm", False),
         ("domainbed.engine", "from domainbed.utils import everything", True),
         ("domainbed.trainer", "from domainbed.cli import train", True),
@@ -114,6 +114,18 @@ def test_the_package_itself_imports_nothing_of_its_own_when_it_is_imported():
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert not [name for node in top for _, name in imports(node, "domainbed.__init__") if name.startswith("domainbed")]
+
+
+def test_networks_are_torch_modules_and_nothing_else():
+    foreign = {"os", "pathlib", "socket", "threading", "urllib", "huggingface_hub", "safetensors"}
+    found = [
+        f"{module}:{line} imports {name}"
+        for module, path in modules()
+        if module.startswith("domainbed.networks")
+        for line, name in imports(ast.parse(path.read_text(encoding="utf-8")), module)
+        if name.split(".")[0] in foreign
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_there_is_no_drawer_for_odds_and_ends():

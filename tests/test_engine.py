@@ -93,6 +93,55 @@ def test_evaluation_has_noise_of_its_own_and_gives_the_mode_back() -> None:
     assert torch.equal(torch.randn(3), expected)
 
 
+CUDA = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.2 GiB is free"
+)
+
+
+@pytest.mark.parametrize(
+    ("run_out", "says"),
+    [
+        (lambda: torch.empty(1 << 60), "can't allocate memory: you tried to allocate 4611686018427387904 bytes"),
+        (lambda: throw(torch.OutOfMemoryError(CUDA)), "Tried to allocate 2.00 GiB"),
+        (lambda: throw(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be")), "CUDA error: out of"),
+        (lambda: throw(MemoryError("std::bad_alloc")), "std::bad_alloc"),
+    ],
+)
+def test_memory_that_runs_out_says_what_to_lower(monkeypatch: pytest.MonkeyPatch, run_out, says: str) -> None:
+    algorithm = build(AE, latent_dim=8)
+    engine = Engine("cpu", "float32")
+    engine.prepare(algorithm)
+    before = copy.deepcopy(algorithm.state_dict())
+    monkeypatch.setattr(AE, "losses", lambda self, minibatches, unlabeled=None: run_out())
+    with pytest.raises(UserError, match="a training step ran out of memory.*batch_size.*image_size.*model") as caught:
+        algorithm.update(minibatches())
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in algorithm.state_dict().items())
+    says_what = pytest.raises(UserError, match="an evaluation ran out of memory.*eval_batch_size")
+    with says_what, engine.evaluation(algorithm, seed=0):
+        run_out()
+    assert algorithm.training
+    monkeypatch.setattr(AE, "optimizers", lambda self: run_out())
+    with pytest.raises(UserError, match="preparing the model ran out of memory"):
+        engine.prepare(build(AE, latent_dim=8))
+
+
+def test_an_error_that_is_not_about_memory_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm = build(AE, latent_dim=8)
+    engine = Engine("cpu", "float32")
+    engine.prepare(algorithm)
+    bug = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    monkeypatch.setattr(AE, "losses", lambda self, minibatches, unlabeled=None: throw(bug))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        algorithm.update(minibatches())
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), engine.evaluation(algorithm, seed=0):
+        raise bug
+
+
+def throw(error: Exception) -> torch.Tensor:
+    raise error
+
+
 def test_images_arrive_in_the_unit_range_and_channels_last() -> None:
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1).expand(2, 3, 4, 4)
     x = Engine("cpu", "float32").to_device(images)

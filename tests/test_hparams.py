@@ -286,6 +286,8 @@ def test_yaml_is_read_and_an_empty_file_is_empty(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("steps: 5\n# note\nlr: 1e-4\n", encoding="utf-8")
     assert read_yaml(path) == {"steps": 5, "lr": "1e-4"}  # YAML 1.1 takes 1e-4 for a text; resolve does not
+    path.write_text("a: {b: &b {<<: &c {lr: 1}, lr: 2}}\nx: {<<: *b, lr: 3}\ny: {lr: 4}\n", encoding="utf-8")
+    assert read_yaml(path) == {"a": {"b": {"lr": 2}}, "x": {"lr": 3}, "y": {"lr": 4}}  # merged, not twice
     path.write_text("# nothing\n", encoding="utf-8")
     assert read_yaml(path) == {}
 
@@ -295,7 +297,11 @@ def test_yaml_is_read_and_an_empty_file_is_empty(tmp_path):
     [
         (b"a: [1\n", "is not valid YAML"),
         (b"- a\n- b\n", "must hold lines of the form 'key: value', but holds list"),
-        (b"1: 2\n", "must hold lines of the form 'key: value'"),
+        (b"1: 2\n", "must hold lines of the form 'key: value' with the name of a setting as key, but one key is 1."),
+        (b"a: 1\nnull: 2\n", "but one key is None. Write a name there"),
+        (b"lr: 1\nsteps: 2\nlr: 3\n", "a.yaml, line 3: the key 'lr' stands in line 1 already. Keep one"),
+        (b"a: {lr: 1, lr: 1}\n", "a.yaml, line 1: the key 'lr' stands in line 1 already. Keep one"),
+        (b"a:\n  b:\n  - lr: 1\n    'lr': 2\n", "a.yaml, line 4: the key 'lr' stands in line 3 already. Keep one"),
         (b"\xff\xfe\x00", "is not a text file in UTF-8"),
         (b"a: !!python/object/apply:os.system ['true']\n", "is not valid YAML"),
         (None, "Give the path of a YAML file"),

@@ -109,14 +109,17 @@ def test_shapes_without_figures_are_refused():
 
 def test_majority_answers_the_most_frequent_training_class():
     labels = torch.tensor([0, 0, 0, 1, 2])
-    figures = metrics.majority(torch.tensor([2, 1, 1]), labels, num_classes=4, ordinal=True)
+    figures = metrics.majority([0, 2, 1, 0], labels, ordinal=True)
     assert figures["accuracy"] == pytest.approx(1 / 5)
     assert figures["balanced_accuracy"] == pytest.approx(1 / 3)
     assert figures["macro_f1"] == pytest.approx((2 / 6) / 3)  # F1 of class 1 is 2 / (1 + 5), of 0 and 2 nothing
     assert (figures["auc"], figures["kappa"]) == (0.5, 0.0)
     assert figures["recall"] == [0, 1, 0, None]
-    with pytest.raises(ValueError, match="no training labels"):
-        metrics.majority(torch.tensor([], dtype=torch.long), labels, 4, True)
+    tied = metrics.majority([3, 0, 3], labels, ordinal=True)
+    assert tied["recall"] == [1, 0, 0], "the lowest of equally frequent classes"
+    for counts in ([], [0, 0, 0]):
+        with pytest.raises(ValueError, match="no training labels"):
+            metrics.majority(counts, labels, ordinal=True)
 
 
 def images(size, batch=3, channels=3):

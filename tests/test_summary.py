@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from domainbed.summary import build
+from domainbed.summary import build, confusion
 
 BEST, ORACLE, MAJORITY = "training-domain validation", "oracle (test-domain validation)", "majority class"
 RUN = {
@@ -172,3 +172,14 @@ def test_a_run_without_a_result_has_a_summary(tmp_path):
     summary.write(tmp_path)
     assert "unfinished, so not in these tables: a (seed 0)" in summary.text()
     assert "no finished target" in summary.text()
+
+
+def test_a_confusion_names_its_true_and_its_predicted_classes():
+    lines = confusion(["0", "mild"], [[10, 2], [0, 0]])
+    assert rows("\n".join(lines)) == [
+        ["true class", "recall", "images", "predicted 0", "predicted mild"],
+        ["-" * 10, "-" * 5 + ":", "-" * 5 + ":", "-" * 10 + ":", "-" * 13 + ":"],
+        ["0", "0.833", "12", "10", "2"],
+        ["mild", "–", "0", "0", "0"],
+    ]
+    assert len(set(map(len, lines))) == 1

@@ -516,3 +516,26 @@ def test_the_best_score_so_far_is_logged_with_its_sign(train, photographs: Path,
         monkeypatch.setattr(model_selection, "score", lambda *_, score=score: score)
         arguments = ["--data_dir", photographs, "--test_envs", "0", "--select_by", metric, *SHORT]
         assert shown in train(f"signed_{metric}", *arguments)[1]
+
+
+@pytest.mark.parametrize(("mode", "what"), [(True, "a training step"), (False, "an evaluation")])
+def test_memory_that_runs_out_is_one_message_and_the_run_goes_on(train, photographs: Path, mode, what) -> None:
+    from domainbed.algorithms.vae_dg import VAE_DG
+
+    original = VAE_DG.losses
+
+    def losses(self, minibatches, unlabeled=None):
+        if self.step.item() == 3 + (not mode) and self.training == mode:  # between two checkpoints, or at the second
+            torch.empty(1 << 60)
+        return original(self, minibatches, unlabeled)
+
+    arguments = ["--data_dir", photographs, "--test_envs", "0", *SHORT]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VAE_DG, "losses", losses)
+        status, _, err = train("memory", *arguments)
+    assert status == 2 and err.startswith(f"error: {what} ran out of memory") and len(err.splitlines()) == 1
+    assert "Traceback" not in err and "batch_size" in err and "what was saved before is untouched" in err
+    for name in ("init", "last", "best"):
+        assert domainbed.load(run_folder("memory"), checkpoint=name).step.item() == (0 if name == "init" else 2)
+    assert train("memory", "--resume", "--eval_batch_size", "8")[0] == 0
+    assert domainbed.load(run_folder("memory"), checkpoint="last").step.item() == 4

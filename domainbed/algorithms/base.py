@@ -14,12 +14,11 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkabl
 import torch
 from pydantic import BeforeValidator
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
-from domainbed import hparams
+from domainbed import hparams, pretrained
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt
-from domainbed.networks import pretrained
 from domainbed.networks.encoders import TimmEncoder
 
 #: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,) or masks (B, H, W).
@@ -108,8 +107,13 @@ class Algorithm(nn.Module):
         batch_size: PositiveInt = Field(22, description="images per training environment in one step")
         class_balanced: bool = Field(False, description="draw training images so that each class is equally frequent")
         lr: PositiveFloat = Field(1e-4, description="learning rate")
-        optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="adam, adamw, or sgd with momentum 0.9")
+        optimizer: Literal["adam", "adamw", "sgd", "adadelta"] = Field(
+            "adam", description="adam, adamw, sgd with momentum 0.9, or adadelta (Zeiler 2012 has lr 1)"
+        )
         weight_decay: NonNegativeFloat = Field(0.0, description="weight decay of the optimiser")
+
+        #: Keys that name a finished run (`finished.RunPath`), and the algorithm of a run that can serve there.
+        runs: ClassVar[dict[str, str]] = {}
 
     name: ClassVar[str] = ""
     #: Submodules without noise of their own, computed once per batch in evaluation however often they are asked.
@@ -159,6 +163,8 @@ class Algorithm(nn.Module):
         options = {"lr": self.hparams.lr, "weight_decay": self.hparams.weight_decay}
         if self.hparams.optimizer == "sgd":
             return SGD(parameters, momentum=0.9, fused=True, **options)
+        if self.hparams.optimizer == "adadelta":
+            return Adadelta(parameters, **options)
         return {"adam": Adam, "adamw": AdamW}[self.hparams.optimizer](parameters, fused=True, **options)
 
     def after_step(self) -> None:

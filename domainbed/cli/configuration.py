@@ -155,7 +155,7 @@ class Configuration:
         """`plain` as YAML, with the layer that set each value as a comment."""
         plain = self.plain()
         lines = [
-            f"# domainbed {domainbed.__version__}: {command}",
+            f"{_HEADER}{domainbed.__version__}: {command}",
             "# Repeat with: python train_all.py <name> <this file>",
         ]
 
@@ -184,6 +184,16 @@ class Configuration:
                 rows.append((f"  {key}", json.dumps(value), self.resolved.sources.get(key, "default")))
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
         return [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
+
+
+#: How a written configuration begins: then come the version, a colon, and the command of the run.
+_HEADER = "# domainbed "
+
+
+def first_command(recorded: Path) -> str | None:
+    """Return the command that began a run, from its config.yaml; None where that has lost its first line."""
+    first = recorded.read_text(encoding="utf-8").partition("\n")[0]
+    return first.partition(": ")[2] or None if first.startswith(_HEADER) else None
 
 
 def configure(script: str, arguments: Arguments, recorded: Path | None = None) -> Configuration:
@@ -226,7 +236,9 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
     layers = [Layer(f"data set {dataset_name}", dataset.defaults, shared=True)]
     if recorded is None and script == "train_subset":
         layers.append(Layer("train_subset", {"subset_size": SUBSET_SIZE}))
-    for where, values in [*shared, *files]:
+    for where, values in shared:  # its data set's block serves every algorithm: a key of another is no mistake
+        layers += _file_layers(where, values, str(dataset_name), algorithm_name, quiet=True)
+    for where, values in files:
         layers += _file_layers(where, values, str(dataset_name), algorithm_name)
     recorded_layers = list(layers[: len(layers) - 3 * len(files)])
     layers.append(Layer(COMMAND_LINE, arguments.values))
@@ -245,15 +257,16 @@ SUBSET_SIZE = 100
 
 def _check_unchanged(recorded: Path, before: list[Layer], now: Resolved) -> None:
     """Raise `UserError` where going on would compute something else than the run did."""
-    then = resolve(list(now.models), before, _all_keys).values
+    then = resolve(list(now.models), before, _all_keys)
     changed = [
-        f"{key} was {then[key]!r} and is now {value!r} ({now.sources[key]})"
+        f"{key} was {then.values[key]!r} and is now {value!r} ({now.sources[key]})"
         for key, value in now.values.items()
-        if key not in MOVABLE and key != "dataset" and value != then[key] and value != "auto"
+        if key not in MOVABLE and key != "dataset" and value != then.values[key] and value != "auto"
     ]
     for key, value in now.values.items():
         if value == "auto" and key not in MOVABLE:
-            now.values[key] = then[key]  # an automatic choice stays as it fell
+            now.values[key] = then.values[key]  # an automatic choice stays as it fell
+            now.sources[key] = then.sources[key]
     if changed:
         raise UserError(
             f"{recorded.parent} can't go on with other settings: {'; '.join(changed)}. Leave them out, or start "
@@ -263,16 +276,25 @@ def _check_unchanged(recorded: Path, before: list[Layer], now: Resolved) -> None
         now.models[model] = model(**{key: now.values[key] for key in model.model_fields})
 
 
-def _file_layers(where: str, values: dict[str, Any], dataset: str, algorithm: str) -> list[Layer]:
+def _file_layers(
+    where: str, values: dict[str, Any], dataset: str, algorithm: str, *, quiet: bool = False
+) -> list[Layer]:
     """Return the layers of one file: its top level, then its blocks for this run, the data set's winning.
 
-    What makes a run on a data set small is said in that data set's block, and must hold for every algorithm.
+    What makes a run on a data set small is said in that data set's block, and must hold for every algorithm. Under
+    `quiet`, keys of other algorithms in that block are not reported.
     """
-    top = {key: value for key, value in values.items() if key not in ("algorithms", "datasets")}
-    blocks = [("algorithms", algorithm), ("datasets", dataset)]
-    return [Layer(where, top, shared=True, place=where)] + [
-        Layer(f"{where} ({kind}: {name})", (values.get(kind) or {}).get(name) or {}, shared=True, place=where)
-        for kind, name in blocks
+
+    def layer(name: str, values: dict[str, Any], quiet: bool = False) -> Layer:
+        return Layer(name, values, shared=True, place=where, quiet=quiet)
+
+    def block(kind: str, name: str) -> dict[str, Any]:
+        return (values.get(kind) or {}).get(name) or {}
+
+    return [
+        layer(where, {key: value for key, value in values.items() if key not in ("algorithms", "datasets")}),
+        layer(f"{where} (algorithms: {algorithm})", block("algorithms", algorithm)),
+        layer(f"{where} (datasets: {dataset})", block("datasets", dataset), quiet),
     ]
 
 

@@ -51,8 +51,6 @@ def main(argv: list[str]) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of every environment, by name, with what was evaluated."""
-    import torch
-
     from domainbed import checkpoint, evaluator, metrics
     from domainbed.datasets.prepare import default_cache_dir, default_num_workers, prepare
     from domainbed.engine import Engine
@@ -94,9 +92,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         result["environments"][name] = evaluator.figures(outputs, ordinal=meta["ordinal"], intervals=True)
         if sum(meta["train_counts"]) and outputs.probabilities is not None:
             result["environments"][name]["majority"] = metrics.majority(
-                torch.tensor([int(np.argmax(meta["train_counts"]))]), torch.from_numpy(images.labels[rows]),
-                len(meta["classes"]), meta["ordinal"],
-            )  # fmt: skip
+                meta["train_counts"], outputs.labels, meta["ordinal"]
+            )
     return finite(result)
 
 
@@ -172,7 +169,7 @@ def translate(labels: np.ndarray, classes: list[str], known: list[str]) -> np.nd
 
 def table(found: dict[str, Any]) -> str:
     """The figures as text: one line per figure with its interval, recall per class, confusion."""
-    from domainbed.summary import COLUMNS
+    from domainbed.summary import COLUMNS, confusion
 
     lines = [f"NOTE: {note}" for note in found["notes"]] + [
         f"{found['run']}: checkpoint {found['checkpoint']} (step {found['step']}), trained on "
@@ -189,10 +186,6 @@ def table(found: dict[str, Any]) -> str:
             majority = figures.get("majority", {}).get(key)
             beside = f"   majority class {majority:.4f}" if majority is not None else ""
             lines.append(f"  {title:<18} {shown}{between}{beside}")
-        width = max(map(len, found["classes"]), default=0)
-        for index, row in enumerate(figures["metrics"].get("confusion", [])):
-            recall = figures["metrics"]["recall"][index]
-            shown = "  –  " if recall is None else f"{recall:.3f}"
-            counts = " ".join(f"{count:>6}" for count in row)
-            lines.append(f"  recall {found['classes'][index]:<{width}}  {shown}   answered {counts}")
+        if counts := figures["metrics"].get("confusion"):
+            lines += [f"  {line}" for line in confusion(found["classes"], counts)]
     return "\n".join(lines)

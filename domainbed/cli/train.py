@@ -15,11 +15,13 @@ from domainbed.cli.configuration import (
     check_name,
     config_file,
     configure,
+    first_command,
     option_help,
     read_arguments,
 )  # fmt: skip
 from domainbed.errors import UserError, did_you_mean, explain_os_errors
 from domainbed.hparams import read_yaml
+from domainbed.records import Records, RunFolder, begun
 from domainbed.settings import RunSettings
 
 USAGE = """\
@@ -63,15 +65,15 @@ def run(script: str, argv: list[str]) -> int:
         print(help_text(script))
         return 0
     arguments = read_arguments(argv)
-    if str(arguments.values.get("show", "false")).lower() == "true":
-        print("\n".join(configure(script, arguments).shown()))
-        return 0
-    name = check_name(arguments.name)
-    resume = str(arguments.values.get("resume", "false")).lower() == "true"
+    show, resume = (str(arguments.values.get(flag, "false")).lower() == "true" for flag in ("show", "resume"))
+    name = check_name(arguments.name) if resume or not show else ""
     recorded = find_run(name, arguments) / "config.yaml" if resume else None
     configuration = configure(script, arguments, recorded)
     if recorded is not None:  # wherever it was found
         configuration.settings = configuration.settings.model_copy(update={"results_dir": recorded.parents[3]})
+    if show:
+        print("\n".join(configuration.shown()))
+        return 0
     return train(script, name, argv, configuration)
 
 
@@ -93,18 +95,21 @@ def find_run(name: str, arguments: Arguments) -> Path:
     """Return the folder of the run that goes on, of whatever data set it is.
 
     Raises:
-        UserError: there is none, or one for each of several data sets and none is named.
+        UserError: there is none, one in which nothing was begun, or several and no data set is named.
     """
     root = Path(stated(arguments, "results_dir", "results")) / "train_output"
     dataset = arguments.values.get("dataset")
-    found = [
-        path.parent
-        for path in sorted(root.glob("*/*/config.yaml"))
-        if path.parent.name == name and dataset in (None, path.parent.parent.name)
-    ]
+    folders = [path for path in sorted(root.glob("*/*")) if path.name == name and dataset in (None, path.parent.name)]
+    found = [path for path in folders if (path / "config.yaml").is_file()]
     if len(found) > 1:
         raise UserError(
             f"several runs are named {name!r}: {', '.join(map(str, found))}. Name the data set with --dataset"
+        )
+    stopped = [path for path in folders if not begun(path)]
+    if not found and stopped:
+        raise UserError(
+            f"the run {stopped[0]} was stopped before training began, so there is nothing to go on with. Start it "
+            "again without --resume"
         )
     if not found:
         names = [path.parent.name for path in root.glob("*/*/config.yaml")]
@@ -130,6 +135,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
     targets = choose_targets(script, settings.test_envs, dataset.environments)
     if settings.resume:
+        command = first_command(folder / "config.yaml") or command  # the summary shows how the run began
         before = choose_targets(script, read_yaml(folder / "config.yaml")["test_envs"], dataset.environments)
         if targets != before:
             raise UserError(
@@ -138,15 +144,19 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             )
 
     from domainbed import checkpoint  # imports torch: from here on it is worth its seconds
+    from domainbed.algorithms import finished
     from domainbed.datasets.augment import Augment
     from domainbed.datasets.prepare import default_cache_dir, default_num_workers, prepare
     from domainbed.engine import Engine
-    from domainbed.records import Records, RunFolder
-    from domainbed.trainer import Interrupted, Run, train_all_targets
+    from domainbed.trainer import Interrupted, Run, target_name, train_all_targets
 
     engine = Engine(settings.device, settings.precision)
     algorithm_needs(configuration.algorithm, dataset)
     settings, hparams, notes = resolve_automatic(configuration, dataset, engine, targets)
+    if not settings.resume:  # a run that goes on has what it is built on in its checkpoints
+        for seed in settings.seeds or [settings.seed]:
+            for target in targets or [[]]:
+                finished.bind(hparams, target_name(target, dataset.environments), seed)
     run_folder = RunFolder(folder, settings.resume)
     records = Records(folder)
     try:
@@ -258,8 +268,7 @@ def resolve_automatic(
     """Replace every `auto` by what it is on this machine; return settings, hyper-parameters, notes for the summary."""
     from pydantic import ValidationError
 
-    from domainbed import model_selection
-    from domainbed.networks import pretrained
+    from domainbed import model_selection, pretrained
 
     settings, hparams, notes = configuration.settings, configuration.algorithm_hparams, []
     selected = model_selection.resolve(
@@ -278,6 +287,10 @@ def resolve_automatic(
         "test_envs": [",".join(dataset.environments[environment] for environment in target) for target in targets],
     }
     settings = settings.model_copy(update=changed)
+    finished_runs = {key: getattr(hparams, key) for key in hparams.runs if getattr(hparams, key)}
+    hparams = hparams.model_copy(
+        update={key: str(Path(path).expanduser().resolve()) for key, path in finished_runs.items()}
+    )
     if "pretrained" in type(hparams).model_fields:
         weights = pretrained.locate(hparams.model, hparams.pretrained)
         if weights.warning:
@@ -287,9 +300,11 @@ def resolve_automatic(
         except ValidationError as error:
             reasons = [str(one["msg"]).removeprefix("Value error, ") for one in error.errors()]
             raise UserError("; ".join([*(notes or []), *reasons])) from None
-    for key, value in settings.model_dump().items():
-        if value != getattr(configuration.settings, key):
-            configuration.resolved.sources[key] = f"automatic, {configuration.resolved.sources.get(key, 'default')}"
+    sources = configuration.resolved.sources
+    for before, now in ((configuration.settings, settings), (configuration.algorithm_hparams, hparams)):
+        for key, value in now.model_dump().items():
+            if value != getattr(before, key):
+                sources[key] = f"automatic, {sources.get(key, 'default')}"
     configuration.settings, configuration.algorithm_hparams = settings, hparams
     return settings, hparams, notes
 
@@ -304,10 +319,15 @@ def choose_targets(script: str, test_envs: list[str], environments: list[str]) -
         if len(environments) == 1:
             return []
         return [[0]] if script == "train_subset" else [[index] for index in range(len(environments))]
+    if not all(text.strip(", ") for text in test_envs):
+        raise UserError(
+            f"--test_envs {shlex.join(test_envs)} names no environment to leave out. Name some of "
+            f"{', '.join(environments)}, by name or number, or leave --test_envs out"
+        )
     chosen = [[find_environment(one, environments) for one in text.split(",") if one] for text in test_envs]
     for text, target in zip(test_envs, chosen, strict=True):
-        if not target or len(set(target)) < len(target) or chosen.count(target) > 1:
-            raise UserError(f"--test_envs {' '.join(test_envs)}: {text!r} names an environment twice or none")
+        if len(set(target)) < len(target) or chosen.count(target) > 1:
+            raise UserError(f"--test_envs {' '.join(test_envs)}: {text!r} stands there twice. Name it once")
         if len(target) == len(environments):
             raise UserError(
                 f"--test_envs {text} leaves no environment to train on: there "

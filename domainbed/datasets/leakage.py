@@ -1,9 +1,10 @@
-"""Images that are where they give an answer away: in two environments, or on both sides of a split.
+"""Images and patients that are where they give an answer away: in two environments, or on both sides of a split.
 
     for line in report(find(dataset.samples, splits, contents, dataset.environments)): ...
 
-A target's image that is also in a training environment makes generalisation look easy; a training image that is also
-held out makes selection and testing look good. Two copies on one side of one environment only count twice.
+A target's image that is also in a training environment makes generalisation look easy, and so does another image of
+the same patient; a training image that is also held out makes selection and testing look good. Two copies on one side
+of one environment only count twice.
 """
 
 from collections import defaultdict
@@ -24,11 +25,13 @@ class Leak:
         kind: "image" where the content is the same, "patient" where the group is.
         places: names of two or more environments, or of two or more splits of one environment ("idrid/train").
         files: sample names, in the order of the samples.
+        patient: the group; empty for an image.
     """
 
     kind: Literal["image", "patient"]
     places: tuple[str, ...]
     files: tuple[str, ...]
+    patient: str = ""
 
 
 def find(
@@ -36,7 +39,8 @@ def find(
 ) -> list[Leak]:
     """Return every leak.
 
-    The rule of `splits.assign` keeps a group on one side, so a patient on two sides comes from a given split.
+    The rule of `splits.assign` keeps a group on one side of its environment, so a patient on two sides comes from a
+    given split, and one in two environments from a table.
 
     Args:
         samples: (N,) samples.
@@ -45,28 +49,30 @@ def find(
         environments: names, by `Sample.environment`.
     """
     by_content: dict[str, list[int]] = defaultdict(list)
-    by_group: dict[tuple[int, str], list[int]] = defaultdict(list)
+    by_group: dict[str, list[int]] = defaultdict(list)
     for i, (sample, content) in enumerate(zip(samples, contents, strict=True)):
-        by_group[sample.environment, sample.group].append(i)
+        by_group[sample.group].append(i)
         if content is not None:
             by_content[content].append(i)
 
     leaks: list[Leak] = []
 
-    def compare(kind: Literal["image", "patient"], places: Mapping[str, list[int]]) -> None:
+    def compare(kind: Literal["image", "patient"], places: Mapping[str, list[int]], patient: str = "") -> None:
         if len(places) > 1:
             files = tuple(samples[i].name for i in sorted(sum(places.values(), [])))
-            leaks.append(Leak(kind, tuple(sorted(places)), files))
+            leaks.append(Leak(kind, tuple(sorted(places)), files, patient))
 
-    for indices in by_content.values():
+    def compare_places(kind: Literal["image", "patient"], indices: list[int], patient: str = "") -> None:
         if len(indices) > 1:
             in_environments = _by_place(indices, [environments[samples[i].environment] for i in indices])
-            compare("image", in_environments)
-            for environment, copies in in_environments.items():
-                compare("image", _by_place(copies, [f"{environment}/{splits[i]}" for i in copies]))
-    for (number, _), indices in by_group.items():
-        if len(indices) > 1:
-            compare("patient", _by_place(indices, [f"{environments[number]}/{splits[i]}" for i in indices]))
+            compare(kind, in_environments, patient)
+            for environment, inside in in_environments.items():
+                compare(kind, _by_place(inside, [f"{environment}/{splits[i]}" for i in inside]), patient)
+
+    for indices in by_content.values():
+        compare_places("image", indices)
+    for group, indices in by_group.items():
+        compare_places("patient", indices, group)
     return leaks
 
 
@@ -94,4 +100,5 @@ def _by_place(indices: list[int], places: list[str]) -> dict[str, list[int]]:
 def _files(leak: Leak) -> str:
     shown = " = " if leak.kind == "image" else ", "
     more = f" ({len(leak.files)} files)" if len(leak.files) > _NAMES_SHOWN else ""
-    return shown.join(leak.files[:_NAMES_SHOWN]) + more
+    whose = f"{leak.patient} in " if leak.patient else ""
+    return whose + shown.join(leak.files[:_NAMES_SHOWN]) + more

@@ -34,7 +34,7 @@ class Manifest(Dataset):
     """Your own images as rows of a .csv or .json table: path, environment, and where known label, patient, split, mask.
 
     Environments are sorted by name; classes are in the order that `labels.order` finds. A sample's name is its path as
-    the table has it; a patient belongs to one environment.
+    the table has it. A group is one patient in the whole table: in two environments, it is reported as a leak.
 
     Args:
         data_dir: the table, or a folder that holds exactly one.
@@ -54,7 +54,7 @@ class Manifest(Dataset):
         for _, row in rows:
             environment, name = row["environment"], os.path.normpath(row["path"]).replace(os.sep, "/")
             label = scale.index[row["label"]] if row.get("label") else UNLABELLED
-            group = f"{environment}/{row['group']}" if row.get("group") else name
+            group = row.get("group") or name
             self.samples.append(Sample(number[environment], name, label, group, splits.spelled(row.get("split", ""))))
             self._masks.append({_kind(column): row[column] for column in row if _kind(column) and row[column]})
 

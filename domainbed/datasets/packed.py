@@ -76,10 +76,8 @@ def pack(
         UserError: the folder can't be written, or the disk has too little room.
     """
     indices, cache_dir = [int(index) for index in indices], Path(cache_dir)
-    try:
+    with _writing_to(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(cache_dir, error) from None
     with digests_remembered_in(cache_dir / "digests.json"):
         found = list(_in_order(lambda index: _content(dataset, index), indices, num_workers, "looking at images"))
     contents = [content for content, _ in found]
@@ -146,15 +144,13 @@ class _Store:
     def locked(self, report: Callable[[str], None]) -> Iterator[None]:
         """Hold this pack's lock; it goes with the process that holds it, however that ends."""
         with contextlib.ExitStack() as stack:
-            try:
+            with _writing_to(self.cache_dir):
                 lock = stack.enter_context(open(self.folder.with_name(self.folder.name + ".lock"), "w"))
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     report(f"waiting for another process that is building {self.folder}")
                     fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError as error:
-                raise _unwritable(self.cache_dir, error) from None
             yield
 
     def build(self, num_workers: int, report: Callable[[str], None]) -> _Opened:
@@ -164,10 +160,10 @@ class _Store:
         self._check_room()
         started = time.monotonic()
         try:
-            with self._write_errors():
+            with _writing_to(self.cache_dir):
                 draft.mkdir()
             positions, reasons = self._write_rows(draft / "rows.npy", num_workers)
-            with self._write_errors():
+            with _writing_to(self.cache_dir):
                 with open(draft / "index.json", "w", encoding="utf-8") as index:
                     json.dump({"key": self.key, "positions": positions, "unreadable": reasons}, index)
                     _flush(index)
@@ -191,17 +187,17 @@ class _Store:
         with contextlib.ExitStack() as stack:
             images = _in_order(self._read, range(len(self.indices)), num_workers, "decoding images")
             stack.enter_context(contextlib.closing(images))  # ends its threads if writing fails
-            with self._write_errors():
+            with _writing_to(self.cache_dir):
                 file = stack.enter_context(open(path, "wb"))
                 file.write(_header((len(self.indices), *self.row_shape)))
             for position, image in enumerate(images):
                 if isinstance(image, str):
                     reasons[str(position)] = image
                     continue
-                with self._write_errors():
+                with _writing_to(self.cache_dir):
                     file.write(image.data)
                 positions.append(position)
-            with self._write_errors():
+            with _writing_to(self.cache_dir):
                 file.seek(0)
                 file.write(_header((len(positions), *self.row_shape)))
                 _flush(file)
@@ -230,19 +226,17 @@ class _Store:
                 "cache_dir=<folder>"
             )
 
-    @contextlib.contextmanager
-    def _write_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise _unwritable(self.cache_dir, error) from error
 
-
-def _unwritable(cache_dir: Path, error: OSError) -> UserError:
-    reason = error.strerror or error
-    return UserError(
-        f"can't write decoded images to {cache_dir}: {reason}. Name another folder with cache_dir=<folder>"
-    )
+@contextlib.contextmanager
+def _writing_to(cache_dir: Path) -> Iterator[None]:
+    """Turn any error of the disk into a `UserError`: unlike a run's folder, the cache can simply be another one."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"can't write decoded images to {cache_dir}: {reason}. Name another folder with cache_dir=<folder>"
+        ) from None
 
 
 def _content(dataset: Dataset, index: int) -> tuple[str, str]:

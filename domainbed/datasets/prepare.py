@@ -146,7 +146,8 @@ def prepare(
     split = assigned[packed.indices]
     leaks = leakage.report(leakage.find(kept, split, packed.contents, dataset.environments))
     if leaks and strict:
-        raise UserError("\n".join([*leaks, "Remove the copies, or leave out --strict to go on with this warning"]))
+        advice = "Remove them on one side, give different patients different names, or leave out --strict to be warned"
+        raise UserError("\n".join([*leaks, advice]))
     for line in leaks:
         report(f"WARNING: {line}")
     images = Images(

@@ -83,6 +83,7 @@ def test_one_class_is_nothing_to_classify(train, photographs: Path) -> None:
         (["--test_envs", "7"], ["no environment number 7", "0 camera0, 1 camera1, 2 camera2"]),
         (["--test_envs", "0,1,2"], ["leaves no environment to train on"]),
         (["--test_envs", "0", "0"], ["twice"]),
+        (["--test_envs", ""], ["--test_envs '' names no environment", "camera0, camera1, camera2"]),
         (["kl_aneal_end=5"], ["no setting named 'kl_aneal_end'", "kl_anneal_end"]),
         (["kl_anneal_end=soon"], ["kl_anneal_end = 'soon' is not a step count (a whole number of 0 or more"]),
         (["lr=-1"], ["lr = '-1' is not a number above 0"]),
@@ -194,6 +195,18 @@ def test_a_photograph_in_two_cameras_is_named_and_strict_stops(train, photograph
     status, out, _ = train("warned", "--data_dir", photographs, *RUN)
     assert status == 0 and "camera0/0/03.png" in out and "camera2/0/copy.png" in out
     refused(train("bad", "--data_dir", photographs, "--strict", *RUN), "camera0/0/03.png", "camera2/0/copy.png")
+
+
+def test_a_patient_in_two_cameras_is_named_and_strict_stops(train, photographs: Path, tmp_path: Path) -> None:
+    rows = [f"{path},{path.parts[-3]},{path.parts[-2]}," for path in sorted(photographs.rglob("*.png"))]
+    rows[0], rows[30] = f"{rows[0]}Ann", f"{rows[30]}Ann"
+    (tmp_path / "images.csv").write_text("path,environment,label,group\n" + "\n".join(rows) + "\n")
+    arguments = ["--dataset", "Manifest", "--data_dir", tmp_path / "images.csv", *RUN]
+    says = "1 patient is in camera0 and in camera1: Ann in "
+    status, out, _ = train("warned", *arguments)
+    assert status == 0 and f"WARNING: {says}" in out
+    assert says in Path("results/train_output/Manifest/warned/summary.md").read_text()
+    refused(train("bad", *arguments, "--strict"), says, "give different patients different names")
 
 
 # --- checkpoints and plug-ins ---

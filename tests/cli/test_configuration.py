@@ -13,6 +13,7 @@ from domainbed.cli.configuration import (
     check_name,
     config_file,
     configure,
+    first_command,
     option_help,
     read_arguments,
 )
@@ -176,6 +177,22 @@ def test_a_key_of_another_algorithm_is_reported_in_a_file_and_refused_on_the_com
     assert "command line: no setting named 'loss_multiplier_kl'" in fault("--algorithm ERM loss_multiplier_kl=1")
 
 
+def test_a_key_of_another_algorithm_in_the_block_of_the_data_set_is_no_mistake(folder):
+    block = "datasets: {SyntheticFundus: {kl_anneal_end: 100}}\n"
+    write(folder / "config.yaml", block)
+    assert configured("--algorithm ERM").resolved.unused == []
+    assert configured().algorithm_hparams.kl_anneal_end == 100
+    write(folder / "config.yaml", f"kl_anneal_end: 3\nalgorithms: {{ERM: {{kl_anneal_end: 4}}}}\n{block}")
+    write(folder / "mine.yaml", block)
+    assert configured("--algorithm ERM run mine.yaml").resolved.unused == [
+        ("config.yaml", "kl_anneal_end"),
+        ("config.yaml (algorithms: ERM)", "kl_anneal_end"),
+        ("mine.yaml (datasets: SyntheticFundus)", "kl_anneal_end"),
+    ]
+    write(folder / "config.yaml", block.replace("end", "ende"))
+    assert "(datasets: SyntheticFundus): no setting named 'kl_anneal_ende'" in fault("--algorithm ERM")
+
+
 def test_all_faults_of_all_files_and_the_command_line_come_at_once(folder):
     write(folder / "config.yaml", "kl_anneal_end: soon\nstepps: 3\n")
     message = fault("lr=fast --seeds a")
@@ -254,6 +271,13 @@ def test_the_written_configuration_repeats_the_run(folder):
     assert again.plain() == got.plain()
     assert again.settings.steps == 10 and again.settings.test_envs == ["0,2", "1"]
     assert "# command line: debug" in (folder / "again.yaml").read_text()
+
+
+def test_the_written_configuration_remembers_its_command(folder):
+    path = write(folder / "again.yaml", configured().yaml("python train_all.py run a=': #'"))
+    assert first_command(path) == "python train_all.py run a=': #'"
+    assert first_command(write(path, "# mine: too\n")) is None
+    assert first_command(write(path, "")) is None
 
 
 def test_a_run_that_goes_on_keeps_its_configuration_and_refuses_another(folder):

@@ -41,7 +41,18 @@ def test_both_kinds_of_place_at_once():
 def test_a_patient_whom_a_given_split_divides():
     samples = [sample(0, "a/1_L", "a/1"), sample(0, "a/1_R", "a/1"), sample(0, "a/2_L", "a/2")]
     leaks = find(samples, ["train", "test", "test"], ["x", "y", "z"], ENVIRONMENTS)
-    assert leaks == [Leak("patient", ("a/test", "a/train"), ("a/1_L", "a/1_R"))]
+    assert leaks == [Leak("patient", ("a/test", "a/train"), ("a/1_L", "a/1_R"), "a/1")]
+
+
+def test_a_patient_in_two_environments():
+    samples = [sample(0, "a/1", "p"), sample(1, "b/1", "p"), sample(1, "b/2", "p"), sample(0, "a/2", "q")]
+    assert find(samples, ["train"] * 4, list("wxyz"), ENVIRONMENTS) == [
+        Leak("patient", ("a", "b"), ("a/1", "b/1", "b/2"), "p")
+    ]
+    assert find(samples, ["train", "train", "val", "val"], [None] * 4, ENVIRONMENTS) == [
+        Leak("patient", ("a", "b"), ("a/1", "b/1", "b/2"), "p"),
+        Leak("patient", ("b/train", "b/val"), ("b/1", "b/2"), "p"),
+    ]
 
 
 def test_images_without_content_are_compared_with_nothing():
@@ -72,10 +83,12 @@ def test_every_leaking_pair_is_in_a_leak_and_no_other():
 
 def test_report_counts_and_names_the_first():
     leaks = [Leak("image", ("a", "b"), (f"a/{i}", f"b/{i}")) for i in range(5)]
-    leaks.append(Leak("patient", ("a/test", "a/train"), ("a/1_L", "a/1_R")))
+    leaks.append(Leak("patient", ("a/test", "a/train"), ("a/1_L", "a/1_R"), "a/1"))
+    leaks += [Leak("patient", ("a", "b"), ("a/7", "b/7"), "p7"), Leak("patient", ("a", "b"), tuple("vwxyz"), "p8")]
     assert report(leaks) == [
         "5 images are in a and in b: a/0 = b/0; a/1 = b/1; a/2 = b/2; and 2 more",
-        "1 patient is in a/test and in a/train: a/1_L, a/1_R",
+        "2 patients are in a and in b: p7 in a/7, b/7; p8 in v, w, x (5 files)",
+        "1 patient is in a/test and in a/train: a/1 in a/1_L, a/1_R",
     ]
     assert report([Leak("image", ("a", "b"), tuple("vwxyz"))]) == ["1 image is in a and in b: v = w = x (5 files)"]
     assert report([]) == []

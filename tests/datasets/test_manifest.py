@@ -45,8 +45,8 @@ a.png,north,1,p1,Training,50
 c.png,south,9,,test,52
 """
 FULL_SAMPLES = [
-    Sample(0, "a.png", 0, "north/p1", "train"),
-    Sample(0, "b.png", 2, "north/p1", None),
+    Sample(0, "a.png", 0, "p1", "train"),
+    Sample(0, "b.png", 2, "p1", None),
     Sample(1, "c.png", 1, "c.png", "test"),
 ]
 

@@ -11,9 +11,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from domainbed import pretrained
 from domainbed.algorithms.base import EncoderHParams, build_encoder
 from domainbed.errors import UserError
-from domainbed.networks import pretrained
 from domainbed.networks.encoders import create_backbone
 
 MODEL = "test_resnet"  # timm's own, of 0.5 million weights

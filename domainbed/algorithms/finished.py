@@ -1,0 +1,349 @@
+"""Algorithms of finished runs: built again from what a run recorded, and frozen as parts of other algorithms.
+
+Two stages are two runs. A judge, an encoder or a codebook is trained by its own run and named by the next one,
+
+    python train_all.py probe --algorithm LatentClassifier encoder_run=results/train_output/<dataset>/<name>
+
+`find` chooses the model that belongs to the target and seed in hand, `read` describes it, `frozen` builds it. The
+description is kept with the checkpoints of the run that uses it, and so are the weights: a run stays whole when the
+one it was built on is moved or deleted. How checkpoints are written is in `checkpoint`.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from domainbed.algorithms.base import Algorithm
+from domainbed.errors import UserError
+from domainbed.hparams import Kind
+from domainbed.registry import ALGORITHMS
+
+EXPORTED = "model.safetensors"
+
+
+class FinishedRun(BaseModel):
+    """A model that a run exported, described so that it can be built again.
+
+    Attributes:
+        path: the exported file; empty where the weights come with those of the algorithm that it is a part of.
+        algorithm: its name. hparams: the values of its keys.
+        input_shape: (C, H, W). classes: of its labels. num_domains: of its training.
+        dataset: the name of its data set. sources: environments that it was trained on. target: that it left out.
+        seed: of the run. step: of the checkpoint. trial_seed: of its splits. preprocess: of its images.
+        runs: finished runs that it is built on itself, by key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    algorithm: str
+    hparams: dict[str, Any]
+    input_shape: tuple[int, int, int]
+    classes: list[str]
+    num_domains: int
+    dataset: str
+    sources: list[str]
+    target: str
+    seed: int
+    step: int
+    trial_seed: int
+    preprocess: list[str]
+    runs: dict[str, "FinishedRun"] = {}
+
+
+#: Type of a key that names a finished run: a path, or its description once target and seed are known.
+RunPath = Annotated[
+    FinishedRun | str | None, Kind("the folder of a finished run, results/train_output/<dataset>/<name>")
+]
+
+
+def missing(key: str, algorithm: str, example: str) -> str:
+    """Return the message for a key that has to name a finished run and does not."""
+    return (
+        f"{algorithm} is built on a finished run, but {key} is not given. Train one first, such as python train_all.py "
+        f"first --algorithm {example}, and pass {key}=results/train_output/<dataset>/first"
+    )
+
+
+def bind(hparams: Any, target: str, seed: int) -> Any:
+    """Return the hyper-parameters with every path of a finished run replaced by the description of its model.
+
+    Raises:
+        UserError: a run is missing, unfinished, or holds no model for this target and seed.
+    """
+    found = {key: getattr(hparams, key) for key in hparams.runs}
+    return hparams.model_copy(
+        update={
+            key: read(find(key, value, target, seed)) for key, value in found.items() if isinstance(value, str | Path)
+        }
+    )
+
+
+def runs_of(hparams: Any) -> dict[str, FinishedRun]:
+    """Return the descriptions of the finished runs that bound hyper-parameters name, by key."""
+    found = {key: getattr(hparams, key) for key in hparams.runs}
+    return {key: run for key, run in found.items() if isinstance(run, FinishedRun)}
+
+
+def find(key: str, path: str | Path, target: str, seed: int) -> Path:
+    """Return the exported model of a finished run that belongs to a target and a seed.
+
+    A run that left out the same target gives that model, so that nothing has seen what is left out; a run of one model
+    gives that one. `<run>/te_<target>` and `<file>.safetensors` name a model themselves.
+
+    Args:
+        key: the hyper-parameter, for messages.
+        path: as it was given.
+        target: name of what is left out, as in `te_<target>`. seed: of the run.
+
+    Raises:
+        UserError: there is no run, it is not finished, or it holds several models and none for this target or seed.
+    """
+    path = Path(path).expanduser()
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise UserError(f"{key}: there is no file {path}. Give the folder of a finished run, or its exported model")
+        return path
+    if not path.is_dir():
+        raise UserError(f"{key}: there is no {path}. Give the folder of a finished run, or its exported model")
+    if path.name.startswith("te_"):
+        return _exported(key, path)
+    models = find_targets(path)
+    if not models:
+        raise UserError(
+            f"{key}: {path} holds no model (no te_<target> folder): it is not the folder of a run, or nothing was "
+            "trained yet. Give results/train_output/<dataset>/<name> of a finished run"
+        )
+    of_seed = {name: folder for (number, name), folder in models.items() if number in (None, seed)}
+    if not of_seed:
+        numbers = ", ".join(str(number) for number in sorted({n for n, _ in models if n is not None}))
+        raise UserError(
+            f"{key}: {path} has the seeds {numbers}, but not {seed}, which is that of this run. Name one model: "
+            f"{key}={path}/seed_<s>/te_<target>"
+        )
+    if target in of_seed:
+        return _exported(key, of_seed[target])
+    if len(of_seed) == 1:
+        return _exported(key, next(iter(of_seed.values())))
+    raise UserError(
+        f"{key}: {path} left out {', '.join(of_seed)}, each in turn, but not {target}, which is the target of this "
+        f"run. Name one model: {key}={path}/te_<target>"
+    )
+
+
+def _exported(key: str, folder: Path) -> Path:
+    if not (folder / EXPORTED).is_file():
+        raise UserError(
+            f"{key}: {folder} is not finished: it holds no {EXPORTED}. Finish that run with --resume, or name another"
+        )
+    return folder / EXPORTED
+
+
+def find_targets(run_dir: Path) -> dict[tuple[int | None, str], Path]:
+    """Return the folders te_<target> of a run by (seed, target); the seed is None where the run has a single one."""
+    found: dict[tuple[int | None, str], Path] = {
+        (None, path.name[3:]): path for path in sorted(run_dir.glob("te_*")) if path.is_dir()
+    }
+    for folder in sorted(run_dir.glob("seed_*")):
+        if folder.name[5:].isdigit():
+            found |= {(int(folder.name[5:]), path.name[3:]): path for path in sorted(folder.glob("te_*"))}
+    return found
+
+
+def read(path: Path) -> FinishedRun:
+    """Return the description of an exported model.
+
+    Raises:
+        UserError: the file is missing, broken, or was not exported by a run.
+    """
+    config, meta = read_export(path)
+    return describe(config, meta).model_copy(update={"path": str(path)})
+
+
+def describe(config: dict[str, Any], meta: dict[str, Any]) -> FinishedRun:
+    """Return the description of the model of a run, of which the weights are elsewhere.
+
+    Args:
+        config: of the run, as in its config.yaml. meta: as in checkpoint.json.
+
+    Raises:
+        UserError: something is missing there.
+    """
+    try:
+        ((dataset, settings),) = config["datasets"].items()
+        return FinishedRun(
+            path="",
+            algorithm=config["algorithm"],
+            hparams=config["algorithms"][config["algorithm"]],
+            input_shape=meta["input_shape"],
+            classes=meta["classes"],
+            num_domains=meta["num_domains"],
+            dataset=dataset,
+            sources=meta["sources"],
+            target=meta["target"],
+            seed=meta["seed"],
+            step=meta["step"],
+            trial_seed=config["trial_seed"],
+            preprocess=settings["preprocess"],
+            runs=meta.get("runs", {}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the recorded configuration of a run is not one of this version ({type(error).__name__}: {error})"
+        ) from None
+
+
+def build(run: FinishedRun) -> Algorithm:
+    """Return the algorithm of a run on the CPU, with its weights where the run has a path, else yet to be loaded.
+
+    Raises:
+        UserError: the algorithm is unknown here, its keys have changed, or the weights don't fit.
+    """
+    if run.algorithm not in ALGORITHMS:
+        raise UserError(
+            f"{run.path or 'a run'} is of the algorithm {run.algorithm!r}, which is not known here. If it comes from a "
+            "plug-in that you trust, name it: --plugin <file>, or plugin=[<file>]"
+        )
+    cls = ALGORITHMS[run.algorithm]
+    try:
+        hparams = cls.HParams(**run.hparams)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the configuration of {run.path or 'a run'} does not fit {run.algorithm}: {error}") from None
+    hparams = hparams.model_copy(update=dict(run.runs))
+    algorithm = construct(cls, run.input_shape, len(run.classes), run.num_domains, hparams)
+    if run.path:
+        load_tensors(Path(run.path), algorithm)
+    return algorithm
+
+
+def construct(cls: Any, shape: Any, num_classes: int, num_domains: int, hparams: Any) -> Algorithm:
+    """Construct an algorithm whose weights will be loaded: no pretrained ones are looked for, no finished run read."""
+    changed: dict[str, Any] = {key: run.model_copy(update={"path": ""}) for key, run in runs_of(hparams).items()}
+    if "pretrained" in type(hparams).model_fields:
+        changed["pretrained"] = "false"
+    return cls(shape, num_classes, num_domains, hparams.model_copy(update=changed))
+
+
+class Frozen(nn.Module):
+    """The algorithm of a finished run as a part of another: in evaluation mode for ever, its weights never move.
+
+    Gradients flow through it to its input, so that a judge can teach whom it judges.
+
+    Attributes:
+        algorithm: the algorithm.
+    """
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        super().__init__()
+        self.algorithm = algorithm.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Leave the mode as it is."""
+        return self
+
+
+def frozen(key: str, run: FinishedRun | str, input_shape: tuple[int, int, int], capability: Any = None) -> Frozen:
+    """Return the algorithm of a finished run, frozen.
+
+    Args:
+        key: the hyper-parameter that names it, for messages.
+        run: its description, or the path of an exported model or of a run that holds one.
+        input_shape: (C, H, W) of the images that it will be given.
+        capability: a protocol of `algorithms.base` that it must have, such as `Encoder`.
+
+    Raises:
+        UserError: the run can't be used: missing, unfinished, of another input size, without the capability.
+    """
+    if not isinstance(run, FinishedRun):
+        run = read(find(key, run, "none", 0))
+    if tuple(run.input_shape) != tuple(input_shape):
+        theirs, ours = (" x ".join(map(str, shape)) for shape in (run.input_shape, input_shape))
+        raise UserError(
+            f"{key}: {run.path} takes images of {theirs} (channels, height, width), but those of this run are {ours}. "
+            "Use the image_size and preprocess of that run, or another run"
+        )
+    algorithm = build(run)
+    if capability is not None and not isinstance(algorithm, capability):
+        raise UserError(
+            f"{key}: {run.path} is a run of {run.algorithm}, which is no {capability.__name__}: "
+            f"{(capability.__doc__ or '').partition(chr(10))[0]} Name a run of an algorithm that can"
+        )
+    return Frozen(algorithm)
+
+
+def warnings_of(
+    key: str, run: FinishedRun, *, dataset: str, target: list[str], trial_seed: int, preprocess: list[str]
+) -> list[str]:
+    """Return what a reader of figures must know of a finished run that a run is built on.
+
+    Args:
+        key: the hyper-parameter that names it.
+        run: its description.
+        dataset, trial_seed, preprocess: of the run that is built on it. target: the environments that it leaves out.
+    """
+    found = []
+    if run.dataset == dataset:
+        seen = [environment for environment in target if environment in run.sources]
+        if seen:
+            found.append(
+                f"{key} was trained on {', '.join(seen)}, which is left out here: the figures are not those of an "
+                "unseen camera"
+            )
+        if run.trial_seed != trial_seed:
+            found.append(
+                f"{key} was trained on splits of trial_seed = {run.trial_seed}, here it is {trial_seed}: it has seen "
+                "images that are held out here"
+            )
+    if run.preprocess != preprocess:
+        found.append(f"{key} was trained on images preprocessed by {run.preprocess}, here it is {preprocess}")
+    return found
+
+
+def read_export(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configuration and the checkpoint.json in the metadata of an exported model.
+
+    Raises:
+        UserError: the file is missing, broken, or was not exported by a run.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return json.loads(metadata["config"]), json.loads(metadata["checkpoint"])
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except KeyError:
+        raise UserError(
+            f"{path} holds weights but no configuration: it is not a model exported by a run. Give the run's folder, "
+            "and which checkpoint of it"
+        ) from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a model exported by a run ({error})") from None
+
+
+def tensors_of(algorithm: nn.Module) -> dict[str, Tensor]:
+    """Return the state of an algorithm on the CPU, each tensor with memory of its own, as safetensors wants it."""
+    return {key: value.detach().cpu().contiguous().clone() for key, value in algorithm.state_dict().items()}
+
+
+def load_tensors(path: Path, algorithm: Algorithm) -> None:
+    """Load weights and buffers out of a safetensors file.
+
+    Raises:
+        UserError: the file is missing, broken or truncated, or belongs to another algorithm.
+    """
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing. Use another checkpoint") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is broken or truncated ({error}). Use another checkpoint") from None
+    try:
+        algorithm.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} belongs to another algorithm or configuration: {reason}") from None

@@ -1,0 +1,49 @@
+"""`python -m domainbed evaluate`: what it prints. What it refuses is in `test_bad_input`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from domainbed import cli
+from domainbed.cli.evaluate import table
+
+RUN = ["--steps", "2", "--checkpoint_freq", "2", "--recon_freq", "0", "batch_size=4", "--test_envs", "0"]
+
+
+def found(confusion: list[list[int]] | None) -> dict:
+    metrics = {"accuracy": 0.75, "recall": confusion and [0.9, None], "confusion": confusion}
+    figures = {"n": 10, "num_groups": 10, "metrics": metrics, "intervals": {}}
+    return {
+        "run": "results/r", "checkpoint": "best", "step": 2, "trained_on": ["a"], "notes": [],
+        "classes": ["healthy", "proliferative"], "environments": {"new": figures},
+    }  # fmt: skip
+
+
+def test_the_confusion_names_true_and_predicted_classes_in_aligned_columns() -> None:
+    lines = table(found([[9, 1], [0, 0]])).splitlines()
+    head, rule, *rows = (line for line in lines if "|" in line)
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == [
+        "true class", "recall", "images", "predicted healthy", "predicted proliferative",
+    ]  # fmt: skip
+    assert [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows] == [
+        ["healthy", "0.900", "10", "9", "1"],
+        ["proliferative", "–", "0", "0", "0"],
+    ]
+    bars = [[at for at, letter in enumerate(line) if letter == "|"] for line in (head, rule, *rows)]
+    assert all(one == bars[0] for one in bars)
+
+
+def test_answers_that_are_not_finite_have_no_confusion() -> None:
+    assert "|" not in table(found(None))
+
+
+def test_memory_that_runs_out_is_one_message(train, photographs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from domainbed.algorithms.vae_dg import VAE_DG
+
+    assert train("judged", "--data_dir", photographs, *RUN)[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VAE_DG, "predict", lambda self, x: torch.empty(1 << 60))
+        status = cli.main(["evaluate", "results/train_output/DR/judged", "--data_dir", str(photographs)])
+    err = capfd.readouterr().err
+    assert status == 2 and err.startswith("error: an evaluation ran out of memory") and "Traceback" not in err

@@ -1,0 +1,132 @@
+"""How a run begins, is stopped and goes on, as the command line sees it. What it computes is in `test_trainer`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from domainbed.cli.train import choose_targets
+from domainbed.errors import UserError
+from domainbed.records import RunFolder
+
+REPOSITORY = Path(__file__).parents[2]
+RUN = ["--steps", "2", "--checkpoint_freq", "2", "--recon_freq", "0", "batch_size=4", "--test_envs", "0"]
+FOLDER = Path("results/train_output/DR")
+
+KILLED_AT_THE_FIRST_IMAGE = '''
+import os, signal
+
+from domainbed.datasets.folder import Folder
+from domainbed.registry import DATASETS
+
+
+@DATASETS.register("Fragile")
+class Fragile(Folder):
+    """Kills its process while images are decoded."""
+
+    def read(self, index):
+        if not os.path.exists("mended"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index)
+'''
+
+
+def test_a_run_killed_while_images_are_decoded_has_not_begun(train, photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "fragile.py").write_text(KILLED_AT_THE_FIRST_IMAGE)
+    arguments = ["killed", "--plugin", tmp_path / "fragile.py", "--dataset", "Fragile", "--data_dir", photographs, *RUN]
+    train("none")  # goes to the folder of the test
+    command = [sys.executable, REPOSITORY / "train_all.py", *arguments, "image_size=16", "--device", "cpu"]
+    environment = os.environ | {"DOMAINBED_CACHE": str(tmp_path / "cache")}
+    assert subprocess.run(command, capture_output=True, env=environment).returncode == -9
+    folder = Path("results/train_output/Fragile/killed")
+    assert {path.name for path in folder.iterdir()} == {"log.txt", ".lock"}
+    status, _, err = train("killed", "--resume")
+    assert status == 2
+    assert err == (
+        f"error: the run {folder} was stopped before training began, so there is nothing to go on with. Start it again "
+        "without --resume\n"
+    )
+    Path("mended").touch()
+    assert train(*arguments)[0] == 0
+    assert train("killed", "--resume", "--plugin", tmp_path / "fragile.py")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("left", "free"),
+    [
+        ("log.txt", True),
+        ("images.csv", True),
+        ("other/checkpoints", True),
+        ("config.yaml", False),
+        ("te_a", False),
+        ("seed_0/te_a", False),
+    ],
+)
+def test_a_name_is_taken_once_its_run_has_begun(tmp_path: Path, left: str, free: bool) -> None:
+    (tmp_path / "run" / left).mkdir(parents=True)
+    if free:
+        RunFolder(tmp_path / "run", resume=False).close()
+    else:
+        with pytest.raises(UserError, match="run exists already. Go on with it by --resume"):
+            RunFolder(tmp_path / "run", resume=False)
+
+
+def test_show_of_a_run_that_goes_on_is_its_recorded_configuration(train, photographs: Path) -> None:
+    assert train("shown", "--data_dir", photographs, "lr=0.002", *RUN)[0] == 0
+    before = (FOLDER / "shown/log.txt").read_text()
+    status, out, _ = train("shown", "--resume", "--show", "eval_batch_size=3", "precision=auto")
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in out.splitlines() if line.startswith("  ")}
+    assert status == 0
+    assert rows["steps"] == ["2", str(FOLDER / "shown/config.yaml")]
+    assert rows["lr"] == ["0.002", f"{FOLDER / 'shown/config.yaml'} (algorithms: VAE_DG)"]
+    assert rows["precision"] == ['"float32"', str(FOLDER / "shown/config.yaml")]  # as it fell
+    assert rows["eval_batch_size"] == ["3", "command line"]
+    assert (FOLDER / "shown/log.txt").read_text() == before
+    status, _, err = train("shown", "--resume", "--show", "lr=0.5")
+    assert status == 2 and "lr was 0.002 and is now 0.5" in err
+    assert "a run needs a name" in train("--resume", "--show")[2]
+    assert train("--show", tiny=False)[0] == 0
+
+
+def test_the_command_that_began_a_run_stands_in_its_summary_however_it_went_on(train, photographs: Path) -> None:
+    assert train("kept", "--data_dir", photographs, *RUN)[0] == 0
+    folder = FOLDER / "kept"
+    command = (folder / "log.txt").read_text().splitlines()[0].partition("$ ")[2]
+    assert command.startswith("python train_all.py kept --data_dir ")
+    (folder / "te_camera0/done").unlink()
+    assert train("kept", "--resume")[0] == 0
+    assert f"```\n{command}\n```" in (folder / "summary.md").read_text()
+    assert "$ python train_all.py kept --resume\n" in (folder / "log.txt").read_text()
+    events = EventAccumulator(str(folder / "tensorboard/te_camera0"), size_guidance={"tensors": 0})
+    events.Reload()
+    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("config/text_summary")]
+    assert texts and all(f"$ {command}\n" in text for text in texts)
+
+
+def test_every_automatic_choice_is_marked_in_the_written_configuration(train, photographs: Path) -> None:
+    assert train("auto", "--data_dir", photographs, "pretrained=auto", *RUN)[0] == 0
+    lines = (FOLDER / "auto/config.yaml").read_text().splitlines()
+    marked = {line.split(":")[0].strip(): line.partition("  # ")[2] for line in lines if "# automatic, " in line}
+    assert marked == {
+        "data_dir": "automatic, command line",
+        "test_envs": "automatic, command line",
+        "select_by": "automatic, default",
+        "pretrained": "automatic, command line",
+    }
+    assert yaml.safe_load("\n".join(lines))["algorithms"]["VAE_DG"]["pretrained"] == "false"
+
+
+@pytest.mark.parametrize("texts", [[""], [" "], [","], ["a", ""]])
+def test_a_target_without_a_name_is_told_which_there_are(texts: list[str]) -> None:
+    with pytest.raises(UserError, match=r"names no environment to leave out. Name some of a, b, c, by name or number"):
+        choose_targets("train_all", texts, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("texts", [["0,0"], ["0", "a"], ["0", "0"]])
+def test_a_target_named_twice_is_refused(texts: list[str]) -> None:
+    with pytest.raises(UserError, match="stands there twice. Name it once"):
+        choose_targets("train_all", texts, ["a", "b", "c"])
