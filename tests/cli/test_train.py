@@ -38,7 +38,6 @@ class Fragile(Folder):
 def test_a_run_killed_while_images_are_decoded_has_not_begun(train, photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "fragile.py").write_text(KILLED_AT_THE_FIRST_IMAGE)
     arguments = ["killed", "--plugin", tmp_path / "fragile.py", "--dataset", "Fragile", "--data_dir", photographs, *RUN]
-    train("none")  # goes to the folder of the test
     command = [sys.executable, REPOSITORY / "train_all.py", *arguments, "image_size=16", "--device", "cpu"]
     environment = os.environ | {"DOMAINBED_CACHE": str(tmp_path / "cache")}
     assert subprocess.run(command, capture_output=True, env=environment).returncode == -9
