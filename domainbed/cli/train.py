@@ -270,6 +270,7 @@ def resolve_automatic(
 
     from domainbed import model_selection, pretrained
 
+    make_paths_absolute(configuration)
     settings, hparams, notes = configuration.settings, configuration.algorithm_hparams, []
     selected = model_selection.resolve(
         settings.select_by,
@@ -282,15 +283,9 @@ def resolve_automatic(
         "select_by": selected,
         "device": engine.device.type,
         "precision": engine.precision,
-        "data_dir": settings.data_dir and settings.data_dir.expanduser().resolve(),
-        "plugin": [path.expanduser().resolve() for path in settings.plugin],
         "test_envs": [",".join(dataset.environments[environment] for environment in target) for target in targets],
     }
     settings = settings.model_copy(update=changed)
-    finished_runs = {key: getattr(hparams, key) for key in hparams.runs if getattr(hparams, key)}
-    hparams = hparams.model_copy(
-        update={key: str(Path(path).expanduser().resolve()) for key, path in finished_runs.items()}
-    )
     if "pretrained" in type(hparams).model_fields:
         weights = pretrained.locate(hparams.model, hparams.pretrained)
         if weights.warning:
@@ -307,6 +302,18 @@ def resolve_automatic(
                 sources[key] = f"automatic, {sources.get(key, 'default')}"
     configuration.settings, configuration.algorithm_hparams = settings, hparams
     return settings, hparams, notes
+
+
+def make_paths_absolute(configuration: Configuration) -> None:
+    """Let every path mean the same from whatever folder the run goes on."""
+    settings, hparams = configuration.settings, configuration.algorithm_hparams
+    paths = {
+        "data_dir": settings.data_dir and settings.data_dir.expanduser().resolve(),
+        "plugin": [path.expanduser().resolve() for path in settings.plugin],
+    }
+    finished_runs = {key: str(Path(run).expanduser().resolve()) for key in hparams.runs if (run := hparams[key])}
+    configuration.settings = settings.model_copy(update=paths)
+    configuration.algorithm_hparams = hparams.model_copy(update=finished_runs)
 
 
 def choose_targets(script: str, test_envs: list[str], environments: list[str]) -> list[list[int]]:

@@ -111,7 +111,6 @@ def test_every_automatic_choice_is_marked_in_the_written_configuration(train, ph
     lines = (FOLDER / "auto/config.yaml").read_text().splitlines()
     marked = {line.split(":")[0].strip(): line.partition("  # ")[2] for line in lines if "# automatic, " in line}
     assert marked == {
-        "data_dir": "automatic, command line",
         "test_envs": "automatic, command line",
         "select_by": "automatic, default",
         "pretrained": "automatic, command line",
