@@ -366,7 +366,7 @@ def test_a_plugin_trains_resumes_and_loads(train, photographs: Path, tmp_path: P
     assert loaded.stdout.strip() == "Mine", loaded.stderr
     code = code.replace(f", plugin=[{str(plugin)!r}]", "")
     untrusted = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "A plug-in is code: if you trust" in untrusted.stderr
+    assert "code: if you trust the one that has it" in untrusted.stderr
 
 
 def test_the_scripts_are_the_command_line() -> None:

@@ -206,8 +206,8 @@ def build(run: FinishedRun) -> Algorithm:
     """
     if run.algorithm not in ALGORITHMS:
         raise UserError(
-            f"{run.path or 'this run'} is of the algorithm {run.algorithm!r}, which is not built in. A plug-in is code: "
-            "if you trust the one that has it, name it, plugin=[<file>] or --plugin <file>"
+            f"{run.path or 'this run'} is of the algorithm {run.algorithm!r}, which is not built in. A plug-in is "
+            "code: if you trust the one that has it, name it, plugin=[<file>] or --plugin <file>"
         )
     cls = ALGORITHMS[run.algorithm]
     try:
