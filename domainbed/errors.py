@@ -17,8 +17,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the end of an error sentence that names the nearest of `known`, then all of it."""
     known = sorted(map(str, known))
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(str(word).lower(), list(by_lower), n=2, cutoff=0.6)
-    hint = f": did you mean {' or '.join(repr(by_lower[name]) for name in near)}?" if near else "."
+    near = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1, cutoff=0.6)
+    hint = f": did you mean {by_lower[near[0]]!r}?" if near else "."
     return f"{hint} known names: {', '.join(known) or 'none'}"
 
 

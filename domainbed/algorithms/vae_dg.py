@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm, EncoderHParams, LabelHParams, LabelLoss, build_encoder, concatenate
+from domainbed.algorithms.variational import check_annealing
 from domainbed.hparams import Field, NonNegativeFloat, PositiveInt, StepCount
 from domainbed.networks.decoders import ConvDecoder, PublishedVAEDGDecoder
 from domainbed.objectives import gaussian, schedules, weights
@@ -73,16 +74,8 @@ class VAE_DG(Algorithm):
 
         def model_post_init(self, context: Any) -> None:
             super().model_post_init(context)
-            if self.kl_anneal_start > self.kl_anneal_end:
-                raise ValueError(
-                    f"kl_anneal_start = {self.kl_anneal_start} lies behind kl_anneal_end = {self.kl_anneal_end}"
-                )
-            if self.kl_anneal_cyclical and self.kl_anneal_end > self.kl_anneal_cycle_length:
-                raise ValueError(
-                    f"kl_anneal_end = {self.kl_anneal_end} lies behind the end of a cycle "
-                    f"(kl_anneal_cycle_length = {self.kl_anneal_cycle_length}), so the KL would never get its full "
-                    "weight. Lower kl_anneal_end or lengthen the cycle"
-                )
+            cycle_length = self.kl_anneal_cycle_length if self.kl_anneal_cyclical else None
+            check_annealing(self.kl_anneal_start, self.kl_anneal_end, cycle_length)
             if self.paper_compat and self.recon_reduction != "sum":
                 raise ValueError("paper_compat = true sums over the batch. Leave recon_reduction out, or paper_compat")
 

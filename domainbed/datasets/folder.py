@@ -38,7 +38,9 @@ def valid_regex(pattern: str | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Image:
+class FoundImage:
+    """An image file, and what its path says about it."""
+
     name: str  # relative to data_dir, parts joined by "/"
     folder: str  # of its class
     nested: str | None  # folder below that one, where there is one
@@ -64,6 +66,8 @@ class Folder(Dataset):
         )
 
     layout: ClassVar[str] = "<data_dir>/<environment>/<class>/*.jpg"
+    #: Where the data set comes from, for messages.
+    source: ClassVar[str] = ""
     hparams: HParams
 
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
@@ -111,20 +115,20 @@ class Folder(Dataset):
                 f"{str(root)!r} is a file",
                 "Use --dataset Manifest for it" if manifest else "Give the folder that holds the environments",
             )
-        near = difflib.get_close_matches(root.name, _folders(root.parent) if root.parent.is_dir() else [], n=1)
+        near = difflib.get_close_matches(root.name, folders_in(root.parent) if root.parent.is_dir() else [], n=1)
         raise self._fault(
             f"there is no {str(root)!r}",
             f"Did you mean {str(root.parent / near[0])!r}?" if near else "Give the folder that holds the environments",
         )
 
-    def _find(self) -> dict[str, list[_Image]]:
+    def _find(self) -> dict[str, list[FoundImage]]:
         """Return the images of every environment that is read.
 
         Raises:
             UserError: the folders are not laid out as `layout` says.
         """
         root, shown = self._root, repr(str(self._root))
-        tops = _folders(root)
+        tops = folders_in(root)
         if not tops:
             only_images = any(_is_image(entry.name) for entry in _visible(root))
             raise self._fault(
@@ -134,28 +138,28 @@ class Folder(Dataset):
         split_first = all(map(splits.spelled, tops))
         starts: dict[str, list[tuple[str, ...]]] = defaultdict(list)
         for top in tops:
-            for environment in _folders(root / top) if split_first else [top]:
+            for environment in folders_in(root / top) if split_first else [top]:
                 starts[environment].append((top, environment) if split_first else (top,))
         wanted = self.hparams.environments or sorted(starts)
         for name in wanted:
             if name not in starts:
                 raise UserError(f"no environment {name!r} in {shown}{did_you_mean(name, starts)}")
 
-        found: dict[str, list[_Image]] = {}
+        found: dict[str, list[FoundImage]] = {}
         outside: dict[str, list[str]] = {}
         for name in wanted:
-            paths = [path for start in starts[name] for path in _scan(root.joinpath(*start), start)]
+            paths = [path for start in starts[name] for path in images_below(root.joinpath(*start), start)]
             found[name], outside[name] = _interpret(paths, split_first)
         self._check(found, outside)
         return found
 
-    def _check(self, found: dict[str, list[_Image]], outside: dict[str, list[str]]) -> None:
+    def _check(self, found: dict[str, list[FoundImage]], outside: dict[str, list[str]]) -> None:
         """Raise `UserError` where the images in class folders, and those outside, tell of another layout."""
         root, shown = self._root, repr(str(self._root))
         if not any(found.values()):
             if any(outside.values()):
                 raise self._fault(
-                    f"{shown} looks like one environment: its folders ({_some(outside)}) hold images directly",
+                    f"{shown} looks like one environment: its folders ({some(outside)}) hold images directly",
                     f"Point --data_dir at its parent {str(root.resolve().parent)!r}",
                 )
             raise self._fault(f"no folder below {shown} holds an image in a class folder", "Give another folder")
@@ -169,22 +173,23 @@ class Folder(Dataset):
         for name, stray in outside.items():
             if stray:
                 raise self._fault(
-                    f"environment {name!r} has images outside its class folders: {_some(stray)}",
+                    f"environment {name!r} has images outside its class folders: {some(stray)}",
                     "Move them into class folders or out of the environment, or list the images in a Manifest",
                 )
         empty = [name for name, inside in found.items() if not inside]
         if empty:
             rest = ",".join(name for name in found if name not in empty)
             raise self._fault(
-                f"{_some(empty)} in {shown} {'holds' if len(empty) == 1 else 'hold'} no image",
+                f"{some(empty)} in {shown} {'holds' if len(empty) == 1 else 'hold'} no image",
                 f"Fill or move {'it' if len(empty) == 1 else 'them'}, or name the environments: environments={rest}",
             )
 
     def _fault(self, found: str, do: str) -> UserError:
-        return UserError(f"{self.name} needs {self.layout}, but {found}. {do}")
+        source = f". It comes from {self.source}" if self.source else ""
+        return UserError(f"{self.name} needs {self.layout}, but {found}. {do}{source}")
 
 
-def _interpret(paths: Iterable[tuple[str, ...]], split_first: bool) -> tuple[list[_Image], list[str]]:
+def _interpret(paths: Iterable[tuple[str, ...]], split_first: bool) -> tuple[list[FoundImage], list[str]]:
     """Return the images of one environment that lie in a class folder, and the names of those that do not.
 
     A folder with the name of a split is one where it holds no image directly, or where all beside it are splits too;
@@ -215,11 +220,11 @@ def _interpret(paths: Iterable[tuple[str, ...]], split_first: bool) -> tuple[lis
                 split = splits.spelled(part)
             elif nested is None:
                 nested = part
-        inside.append(_Image("/".join(path), folder, nested, split))
+        inside.append(FoundImage("/".join(path), folder, nested, split))
     return inside, outside
 
 
-def _look_like_data_dirs(found: dict[str, list[_Image]]) -> list[str]:
+def _look_like_data_dirs(found: dict[str, list[FoundImage]]) -> list[str]:
     """Return the folders that hold environments rather than classes: `found` was read one level too high.
 
     In them no image lies directly in what would be the class folders, and the folders below are grades, or are called
@@ -253,7 +258,8 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in images.IMAGE_SUFFIXES
 
 
-def _folders(folder: Path) -> list[str]:
+def folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders in `folder`, sorted, without the hidden ones."""
     return sorted(entry.name for entry in _visible(folder) if os.path.isdir(entry))
 
 
@@ -266,13 +272,13 @@ def _visible(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
         raise UserError(f"can't read the folder {os.fspath(folder)!r}: {error.strerror}") from None
 
 
-def _scan(folder: str | os.PathLike[str], parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def images_below(folder: str | os.PathLike[str], parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Yield the parts of the path of every image below `folder`, `parts` first."""
     for entry in _visible(folder):
         if _is_image(entry.name):  # without asking the file system what it is: listing stays fast
             yield (*parts, entry.name)
         elif os.path.isdir(entry) and not (entry.is_symlink() and _is_loop(entry.path)):
-            yield from _scan(entry.path, (*parts, entry.name))
+            yield from images_below(entry.path, (*parts, entry.name))
 
 
 def _is_loop(link: str) -> bool:
@@ -280,6 +286,7 @@ def _is_loop(link: str) -> bool:
     return os.path.commonpath([real, os.path.realpath(os.path.dirname(link))]) == real
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """Return the first three of these names, and how many more there are, for a message."""
     names = sorted(names)
     return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

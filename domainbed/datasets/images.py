@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -47,17 +48,20 @@ class UnreadableImage(Exception):
     """An image file that can't be decoded whole. The message is the reason, without the file's name."""
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(file: str | os.PathLike[str] | BinaryIO) -> np.ndarray:
     """Return an image file as RGB uint8 (H, W, 3), upright (its EXIF orientation applied), first frame only.
 
     Transparent pixels are composited on black, like what surrounds a retina. 16-bit grey is scaled by 255 / 65535
     (12-bit TIFF by 255 / 4095) whatever values occur, so that two files of one camera stay comparable. Floating-point
     pixels and 32-bit integers are refused: their file does not say which value is white.
 
+    Args:
+        file: its path, or the open file itself, such as an `io.BytesIO` of a member of an archive.
+
     Raises:
         UnreadableImage: the file is missing, is not an image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
-    with _opened(path) as image:
+    with _opened(file) as image:
         if image.mode.startswith("I"):
             image = Image.fromarray(_sixteen_to_eight(image))
         elif image.mode == "F":
@@ -169,17 +173,20 @@ def _sha256(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[Image.Image]:
     """Yield the decoded, upright Pillow image; every failure in here or in the body is an `UnreadableImage`."""
     _silence_pillow()
     # Another library may have asked Pillow to fill truncated files with grey. Not put back afterwards: several threads
     # read at once, and one's putting back would reach into another's reading.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    with _plain_reasons():
-        _refuse_what_is_no_file(path)
-        if os.path.getsize(path) == 0:
+    with _plain_reasons(), contextlib.ExitStack() as stack:
+        if isinstance(file, str | os.PathLike):
+            _refuse_what_is_no_file(file)
+            file = stack.enter_context(open(file, "rb"))
+        if not file.read(1):
             raise UnreadableImage("an empty file")
-        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+        file.seek(0)
+        with Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(f"{image.width} x {image.height} pixels; the limit is {MAX_PIXELS} in all")
             image.load()

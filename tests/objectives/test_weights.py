@@ -163,9 +163,17 @@ def test_nats_are_logged_as_sums_whatever_the_reduction():
 def test_a_run_that_ends_before_its_annealing_is_warned_with_the_weight_that_it_reaches():
     meaning = tiny(kl_anneal_end=5000).explain_weights(steps=2000, batch_size=BATCH)
     warning = meaning.lines()[-1]
-    assert "WARNING" in warning and "reaches 0.40 of its value" in warning
+    assert "WARNING" in warning and "reaches 0.4 of its value" in warning
     assert meaning.beta_reached == pytest.approx(0.4 * meaning.beta, rel=1e-3)
     assert meaning.beta_mean == pytest.approx(0.2 * meaning.beta, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kl_anneal_end", "share"), [(11, 5000, "0.0022"), (2, 10**6, "2e-06"), (4990, 5000, "0.998")]
+)
+def test_the_share_that_is_reached_is_never_rounded_to_nothing_or_all(steps, kl_anneal_end, share):
+    meaning = tiny(kl_anneal_end=kl_anneal_end).explain_weights(steps, BATCH)
+    assert f"reaches {share} of its value" in meaning.lines()[-1]
 
 
 @pytest.mark.parametrize("steps", [5001, 10_000])
@@ -175,3 +183,29 @@ def test_a_run_that_outlasts_its_annealing_is_not_warned(steps):
 
 def test_a_run_as_long_as_its_annealing_is_not_warned():
     assert "WARNING" not in "\n".join(tiny(kl_anneal_end=5000).explain_weights(5000, BATCH).lines())
+
+
+def test_without_a_label_loss_nothing_is_said_of_one():
+    meaning = describe(label_weight=None)
+    assert (meaning.label_weight, meaning.label_weight_nats) == (None, None)
+    assert "abel" not in "\n".join(meaning.lines())
+    assert "Label weight 0 is 0" in "\n".join(describe(label_weight=0.0).lines())
+
+
+def test_the_implied_sigma_is_sigma_times_the_root_of_beta():
+    assert describe("sum", kl_weight=4.0, sigma=0.5).implied_sigma == 1.0
+    meaning = describe("mean", kl_weight=1e-4, sigma=1.0)
+    assert meaning.implied_sigma == pytest.approx((1e-4 * 150_528 / 256) ** 0.5)
+    assert "implied sigma is 0.2425" in "\n".join(meaning.lines())
+    assert describe().implied_sigma is None and "sigma" not in "\n".join(describe().lines())
+
+
+def test_beside_a_capacity_the_weight_is_gamma_and_the_annealing_is_that_of_the_capacity():
+    meaning = describe(
+        "mean", kl_weight=0.1, capacity=25.0, sigma=0.5, annealing_mean=0.5, annealing_reached=0.8, label_weight=None
+    )
+    assert meaning.beta == meaning.beta_mean == meaning.beta_reached == pytest.approx(58.8)
+    assert (meaning.capacity, meaning.capacity_reached, meaning.implied_sigma) == (25.0, 20.0, None)
+    text = "\n".join(meaning.lines())
+    assert "gamma 0.1 is 58.8 beside sums in nats" in text and "ends at 25 nats" in text
+    assert "the capacity reaches 0.8 of its value, 20 nats" in text and "beta =" not in text

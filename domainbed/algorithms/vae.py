@@ -1,0 +1,72 @@
+"""Convolutional variational autoencoder, with a weight on its KL term.
+
+Kingma & Welling 2014, "Auto-Encoding Variational Bayes" (arXiv 1312.6114); Higgins et al. 2017, "beta-VAE". The loss,
+with likelihoods and schedules, is that of `variational`:
+
+    loss = E[-log p(x|z)] + beta * a(step) * KL(q(z|x) || N(0, I)),    z ~ q(z|x) = N(mean(x), exp(logvar(x)))
+
+with z of `latent_dim` dimensions. beta = 1 with `recon_reduction: sum` is the negative ELBO.
+
+It uses no labels and does not know which environment an image comes from.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from domainbed.algorithms.base import Algorithm, concatenate
+from domainbed.algorithms.variational import VAEHParams, VariationalObjective
+from domainbed.hparams import Field, PositiveFloat, PositiveInt
+from domainbed.networks.decoders import ConvDecoder
+from domainbed.networks.encoders import ConvEncoder
+from domainbed.objectives import gaussian, weights
+from domainbed.registry import ALGORITHMS
+
+
+@ALGORITHMS.register("VAE")
+class VAE(Algorithm):
+    """Convolutional beta-VAE: five likelihoods, annealing, free bits or a capacity; no labels."""
+
+    class HParams(VAEHParams):
+        """Options of VAE."""
+
+        latent_dim: PositiveInt = Field(128, description="size D of z")
+        lr: PositiveFloat = Field(1e-3, description="learning rate")
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.encoder = ConvEncoder(input_shape)
+        self.to_posterior = nn.Linear(self.encoder.num_features, 2 * self.hparams.latent_dim)
+        self.decoder = ConvDecoder(self.hparams.latent_dim, input_shape)
+        self.objective = VariationalObjective(self.hparams, input_shape, self.hparams.latent_dim)
+
+    @property
+    def batch_coupled(self) -> bool:
+        return self.objective.batch_coupled
+
+    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+        x, _ = concatenate(minibatches)  # (B, C, H, W) in [0, 1]
+        mean, logvar = self.posterior(x)  # (B, D) each
+        z = gaussian.sample(mean, logvar)  # (B, D)
+        kl = gaussian.kl_to_standard_normal(mean, logvar)  # (B, D)
+        return self.objective(self.decoder(z), x, kl, self.step)
+
+    def explain_weights(self, steps: int, batch_size: int) -> weights.WeightMeaning:
+        return self.objective.explain(steps, batch_size)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.to_posterior(self.encoder(x)).float().chunk(2, dim=1)
+        return mean, logvar
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.posterior(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.objective.likelihood.mean(self.decoder(z))  # (B, C, H, W)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+    def sample(self, n: int) -> Tensor:
+        return self.decode(torch.randn(n, self.hparams.latent_dim, device=self.step.device))
