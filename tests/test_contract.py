@@ -22,7 +22,12 @@ from domainbed.testing import (
     check_shapes,
 )  # fmt: skip
 
-SMALL = {"VAE_DG": {"latent_dim": 16}, "AE": {"latent_dim": 16}}
+SMALL = {
+    "VAE_DG": {"latent_dim": 16},
+    "AE": {"latent_dim": 16},
+    "VAE": {"latent_dim": 16},
+    "HVAE": {"encoder_hidden_dims": [8, 16, 16], "latent_dims": [6, 4], "lr": 3e-3},
+}
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
