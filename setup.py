@@ -10,7 +10,13 @@ version = next(
     if line.startswith("__version__")
 )
 
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.4"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "scikit-learn>=1.4",
+    "vector-quantize-pytorch>=1.20",
+    "segmentation-models-pytorch>=0.4",
+]
 
 setup(
     name="domainbed-ae",

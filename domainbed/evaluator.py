@@ -4,12 +4,12 @@
         outputs = evaluate(algorithm, batches, groups)
     record = figures(outputs, ordinal=True, intervals=True)    # ready for JSON
 
-An algorithm is asked for `losses([(x, y)])`, and for `predict(x)` and `reconstruct(x)` if it has them. The figures
+An algorithm is asked for `losses([(x, y)])`, and for `predict(x)`, `reconstruct(x)` and, where y is a mask,
+`segment(x)` if it has them. The figures
 themselves are in `metrics`; who is in which split is in `datasets.splits`; what a run selects by is in
 `model_selection`.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from domainbed import metrics
+from domainbed.algorithms.base import needs_label, reconstruct_with
 from domainbed.datasets.loaders import in_order
+from domainbed.datasets.masks import to_target
 
 #: Of the noise in evaluated losses; any constant, the same wherever figures are to be compared.
 NOISE_SEED = 20_230_920
@@ -31,12 +33,14 @@ class Outputs:
     """What an algorithm answered for N images, on the CPU.
 
     Attributes:
-        labels: (N,) long.
+        labels: (N,) long; -1 where images came with masks in the place of labels.
         groups: N names; images of one group, such as a patient, share one.
         probabilities: (N, K) float32, or None for an algorithm that can't predict.
-        per_image: name (mse, psnr, ssim) to (N,) float32; empty for an algorithm that can't reconstruct.
+        per_image: name to (N,) float32: mse, psnr, ssim of an algorithm that can reconstruct; accuracies of
+            `metrics.beside` of one that brings baselines.
         losses: the terms of the algorithm's objective, each the mean over images; "loss" is called "total_loss".
         needs_label: whether the reconstructions were given the true label, because the algorithm can't do without.
+        masks: what its masks have right, or None for an algorithm that can't segment, or without masks to compare with.
     """
 
     labels: Tensor
@@ -45,6 +49,7 @@ class Outputs:
     per_image: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     needs_label: bool = False
+    masks: metrics.MaskCounts | None = None
 
 
 def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: Sequence[Hashable]) -> Outputs:
@@ -54,26 +59,36 @@ def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: S
 
     Args:
         algorithm: unwrapped, in eval mode; the caller has turned gradients off.
-        batches: x (B, C, H, W) in [0, 1], y (B,) long, on the algorithm's device; B may vary.
+        batches: x (B, C, H, W) in [0, 1], y (B,) long or masks, on the algorithm's device; B may vary.
         groups: of the images, in the order of the batches.
 
     Raises:
         ValueError: there is no image, or not one group for each.
     """
-    predict, reconstruct = getattr(algorithm, "predict", None), getattr(algorithm, "reconstruct", None)
-    needs_label = reconstruct is not None and _needs_label(reconstruct)
+    predict, reconstruct, segment, baselines = (
+        getattr(algorithm, name, None) for name in ("predict", "reconstruct", "segment", "baselines")
+    )
+    with_label = needs_label(algorithm)
     labels: list[Tensor] = []
     probabilities: list[Tensor] = []
     per_image: list[dict[str, Tensor]] = []
     losses: list[dict[str, Tensor]] = []
+    masks: list[metrics.MaskCounts] = []
     with computed_once(algorithm):
         for x, y in batches:
-            labels.append(y)
+            is_mask = y.ndim > 1
+            labels.append(torch.full((len(y),), -1) if is_mask else y)
             losses.append({name: value.detach().float() for name, value in algorithm.losses([(x, y)]).items()})
-            if predict is not None:
+            if segment is not None and is_mask:
+                masks.append(metrics.count_pixels(segment(x), y))
+            if predict is not None and not is_mask:
                 probabilities.append(predict(x).float().softmax(1))  # (B, K)
+            figures_of_images: dict[str, Tensor] = {}
             if reconstruct is not None:
-                per_image.append(metrics.reconstruction(reconstruct(x, y) if needs_label else reconstruct(x), x))
+                figures_of_images |= metrics.reconstruction(reconstruct_with(algorithm, x, y), x)
+            if baselines is not None and not is_mask:
+                figures_of_images |= metrics.beside(probabilities[-1], baselines(x), y)
+            per_image.append(figures_of_images)
     sizes = [len(y) for y in labels]
     if not sum(sizes) or sum(sizes) != len(groups):
         raise ValueError(f"{sum(sizes)} images came with {len(groups)} groups: one group for each image, at least one")
@@ -85,7 +100,8 @@ def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: S
         losses={
             "total_loss" if name == "loss" else name: _mean([one[name] for one in losses], sizes) for name in losses[0]
         },
-        needs_label=needs_label,
+        needs_label=with_label,
+        masks=metrics.MaskCounts.joined(masks) if masks else None,
     )
 
 
@@ -94,6 +110,24 @@ def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_siz
     batches = ((engine.to_device(x), y.to(engine.device)) for x, y in in_order(images, rows, batch_size))
     with engine.evaluation(algorithm, NOISE_SEED):
         return evaluate(algorithm, batches, images.groups[rows].tolist())
+
+
+def majority_mask(images: Any, rows: Any, plane: int, batch_size: int) -> dict[str, Any]:
+    """Figures of answering every pixel alike: what a segmenter has to beat.
+
+    Args:
+        images: of `datasets.prepare.Images`, with masks. rows: of the images that are measured.
+        plane: the answer, from `Images.majority_mask`.
+        batch_size: images that are counted at once.
+    """
+    counts = []
+    for _, target in in_order(images, rows, batch_size):
+        answer = to_target(torch.full((1, 1, 1), plane, dtype=torch.uint8), images.mask_classes)
+        num_classes = len(images.mask_classes.names)
+        one_hot = nn.functional.one_hot(answer, num_classes).movedim(-1, 1) if answer.ndim == 3 else answer
+        logits = (one_hot.float() - 0.5).expand(len(target), -1, *target.shape[-2:])  # (B, K, H, W)
+        counts.append(metrics.count_pixels(logits, target))
+    return metrics.segmentation(metrics.MaskCounts.joined(counts))
 
 
 @contextmanager
@@ -156,21 +190,23 @@ def figures(
     per_image = {name: values[rows] for name, values in outputs.per_image.items()}
     if probabilities is not None:
         record["metrics"] |= metrics.classification(probabilities, labels, ordinal)
+    masks = None if outputs.masks is None else outputs.masks[rows]
+    if masks is not None:
+        record["metrics"] |= metrics.segmentation(masks)
     means = {name: values.double().mean().item() for name, values in per_image.items()}
     record["metrics"] |= _finite(means | (outputs.losses if everything else {}))
     if intervals:
         found = metrics.bootstrap(
-            groups, probabilities=probabilities, labels=labels, ordinal=ordinal, per_image=per_image, seed=seed
+            groups,
+            probabilities=probabilities,
+            labels=labels,
+            ordinal=ordinal,
+            per_image=per_image,
+            masks=masks,
+            seed=seed,
         )
         record["intervals"] = {name: list(bounds) if bounds else None for name, bounds in found.items()}
     return record
-
-
-def _needs_label(reconstruct: Any) -> bool:
-    """Whether `reconstruct` cannot be called with the images alone."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(reconstruct).parameters.values()
-    return sum(one.kind in positional and one.default is one.empty for one in parameters) > 1
 
 
 def _mean(values: list[Tensor], sizes: list[int]) -> float:

@@ -1,4 +1,4 @@
-"""Figures of classification and reconstruction, and their bootstrap intervals: pure functions on tensors.
+"""Figures of classification, reconstruction and masks, and their bootstrap intervals: pure functions on tensors.
 
 A figure that a set of images does not define, such as the recall of a class that it lacks, is None: never nan, which
 JSON has not, and never 0, which reads like a result. A classifier's point figures are torchmetrics' (imported where it
@@ -8,11 +8,14 @@ from closed forms that take a thousand resamples at once. Which images are measu
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from domainbed.objectives.segmentation import IGNORE_INDEX
 
 MSE_FLOOR = 1e-10
 """Smallest mean squared error that PSNR tells apart, 100 dB: a perfect image would be infinite and so would any mean
@@ -92,6 +95,27 @@ def majority(train_counts: Sequence[int], labels: Tensor, ordinal: bool) -> dict
     return classification(F.one_hot(counts.argmax(), len(counts)).float().expand(len(labels), -1), labels, ordinal)
 
 
+def beside(probabilities: Tensor, baselines: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """Accuracy of baselines, and how far an algorithm's own is above it, image by image.
+
+    The mean of differences on the same images is the paired difference, and so is its bootstrap interval.
+
+    Args:
+        probabilities: (B, K) of the algorithm.
+        baselines: name to logits (B, K).
+        labels: (B,) long.
+
+    Returns:
+        accuracy_<name>: (B,) 1 or 0. accuracy_minus_<name>: (B,) 1, 0 or -1.
+    """
+    right = (probabilities.argmax(1) == labels).float()
+    figures: dict[str, Tensor] = {}
+    for name, logits in baselines.items():
+        theirs = (logits.argmax(1) == labels).float()
+        figures |= {f"accuracy_{name}": theirs, f"accuracy_minus_{name}": right - theirs}
+    return figures
+
+
 def reconstruction(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Figures of each reconstructed image, in float32 also inside autocast or where TF32 is allowed.
 
@@ -115,6 +139,69 @@ def reconstruction(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     return figures
 
 
+@dataclass(frozen=True)
+class MaskCounts:
+    """How many pixels of N masks are answered rightly and wrongly; what nobody labelled counts nowhere.
+
+    Attributes:
+        counts: (N, K, 4) int64 true positives, false positives, false negatives, true negatives of each class.
+        exclusive: whether the K classes exclude each other, the first being the background, or are kinds that overlap.
+    """
+
+    counts: Tensor
+    exclusive: bool
+
+    def __getitem__(self, rows: Tensor) -> "MaskCounts":
+        return MaskCounts(self.counts[rows], self.exclusive)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[MaskCounts]") -> "MaskCounts":
+        """Return the counts of several batches as one, on the CPU."""
+        return cls(torch.cat([part.counts for part in parts]).cpu(), parts[0].exclusive)
+
+
+def count_pixels(answer: Tensor, target: Tensor) -> MaskCounts:
+    """Compare answers with masks, image by image.
+
+    Args:
+        answer: logits (B, K, H, W). The class with the largest one is answered, or every kind whose probability is
+            above 1/2.
+        target: as in `objectives.segmentation`: class indices (B, H, W), or kinds (B, K, H, W).
+    """
+    exclusive = target.ndim == 3
+    if exclusive:
+        num_classes = answer.shape[1]
+        labelled = (target != IGNORE_INDEX)[:, None]  # (B, 1, H, W)
+        # a pixel without label gets a class of its own, which is cut off
+        true = F.one_hot(target.where(labelled[:, 0], num_classes), num_classes + 1).movedim(-1, 1)[:, :-1].bool()
+        found = F.one_hot(answer.argmax(1), num_classes).movedim(-1, 1).bool()  # (B, K, H, W)
+    else:
+        labelled, true, found = ~target.isnan().any(1, keepdim=True), target == 1, answer > 0
+    cells = [true & found, ~true & found, true & ~found, ~true & ~found]
+    return MaskCounts(torch.stack([(cell & labelled).sum((2, 3)) for cell in cells], dim=2), exclusive)
+
+
+def segmentation(masks: MaskCounts) -> dict[str, Any]:
+    """Figures of N >= 1 masks.
+
+    Returns:
+        pixel_accuracy: share of labelled pixels that are answered rightly, of kinds the mean over them.
+        iou_dataset, dice_dataset: TP / (TP + FP + FN) and 2 TP / (2 TP + FP + FN) of each class, from the pixels of all
+            images together, mean over the classes. The background has no part in it: it is most of every image, and
+            would lift any model's mean. Nor has a class that is neither in the masks nor in the answers.
+        iou_image, dice_image: the same of each image alone, mean over images. An image in which no class but the
+            background is marked or answered has no such figure, and no part in the mean.
+        iou_per_class, dice_per_class: K values from all images together, the background's among them.
+
+        None where a figure is not defined.
+    """
+    ones = torch.ones(len(masks.counts), 1, dtype=torch.float64)
+    figures: dict[str, Any] = {name: _number(value) for name, value in _of_masks(masks, ones).items()}
+    for name, values in _overlap(masks.counts.sum(0)).items():
+        figures[f"{name}_per_class"] = [_number(value) for value in values]
+    return figures
+
+
 def bootstrap(
     groups: Sequence[Hashable],
     *,
@@ -122,6 +209,7 @@ def bootstrap(
     labels: Tensor | None = None,
     ordinal: bool = False,
     per_image: Mapping[str, Tensor] | None = None,
+    masks: MaskCounts | None = None,
     num_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -136,6 +224,7 @@ def bootstrap(
         probabilities: (N, K), and labels, (N,): as in `classification`; both or neither.
         ordinal: as in `classification`.
         per_image: name to (N,) figures of single images, whose mean is taken.
+        masks: counts of N masks, as in `segmentation`.
         num_resamples: how often as many groups as there are get drawn.
         level: share of the resampled figures inside the interval.
         seed: of a generator of its own: the caller's random state is neither read nor moved.
@@ -154,7 +243,7 @@ def bootstrap(
         times = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(
             1, drawn, torch.ones(drawn.shape, dtype=torch.float64)
         )
-        chunks.append(weighted(times.T[group_of_row], probabilities, labels, ordinal, per_image))
+        chunks.append(weighted(times.T[group_of_row], probabilities, labels, ordinal, per_image, masks))
     intervals: dict[str, tuple[float, float] | None] = {}
     bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     for name in chunks[0]:
@@ -174,8 +263,9 @@ def weighted(
     labels: Tensor | None = None,
     ordinal: bool = False,
     per_image: Mapping[str, Tensor] | None = None,
+    masks: MaskCounts | None = None,
 ) -> dict[str, Tensor]:
-    """The figures of `classification` and means of single images' figures, for R weightings of the images at once.
+    """The figures of `classification` and `segmentation`, and means of single images', for R weightings at once.
 
     Args:
         weights: (N, R) float64, how often each image counts; the other arguments are those of `bootstrap`.
@@ -195,7 +285,7 @@ def weighted(
             figures = {name: torch.full_like(values, math.nan) for name, values in figures.items()}
     for name, values in (per_image or {}).items():
         figures[name] = (values.double() @ weights) / weights.sum(0)
-    return figures
+    return figures | (_of_masks(masks, weights) if masks is not None else {})
 
 
 def _ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -253,6 +343,36 @@ def _weighted_auc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
     won = (weight_upto[below] + weight_upto[not_above]) / 2  # (positives, R)
     weight = weights[positive]
     return (weight * won).sum(0) / (weight.sum(0) * weight_upto[-1])
+
+
+def _of_masks(masks: MaskCounts, weights: Tensor) -> dict[str, Tensor]:
+    """Figures (R,) of `segmentation` for weights (N, R), without those per class; nan where undefined."""
+    counts, scored = masks.counts.double(), slice(1 if masks.exclusive else 0, None)
+    pooled = torch.einsum("nkc,nr->rkc", counts, weights)  # (R, K, 4)
+    right = pooled[..., 0] if masks.exclusive else pooled[..., 0] + pooled[..., 3]  # (R, K)
+    total = pooled[..., 0] + pooled[..., 2] if masks.exclusive else pooled.sum(2)  # of classes, each pixel has one
+    figures = {"pixel_accuracy": right.sum(1) / total.sum(1)}
+    for name, values in _overlap(pooled).items():
+        figures[f"{name}_dataset"] = values[:, scored].nanmean(1)
+    for name, values in _overlap(counts).items():
+        of_image = values[:, scored].nanmean(1)  # (N,)
+        defined = of_image.isfinite().double()
+        figures[f"{name}_image"] = (of_image.nan_to_num() @ weights) / (defined @ weights)
+    return figures
+
+
+def _overlap(counts: Tensor) -> dict[str, Tensor]:
+    """IoU and Dice (…) of counts (…, 4); nan for a class that is neither in the masks nor in the answers."""
+    true_positives, false_positives, false_negatives = counts.double().unbind(-1)[:3]
+    errors = false_positives + false_negatives
+    return {
+        "iou": true_positives / (true_positives + errors),
+        "dice": 2 * true_positives / (2 * true_positives + errors),
+    }
+
+
+def _number(value: Tensor) -> float | None:
+    return value.item() if value.isfinite() else None
 
 
 def _check(probabilities: Tensor, labels: Tensor) -> int:

@@ -20,6 +20,11 @@ SELECTION_METRICS: dict[str, Direction] = {
     "balanced_accuracy": "higher",
     "macro_f1": "higher",
     "auc": "higher",
+    "dice_dataset": "higher",
+    "iou_dataset": "higher",
+    "dice_image": "higher",
+    "iou_image": "higher",
+    "pixel_accuracy": "higher",
     "psnr": "higher",
     "ssim": "higher",
     "total_loss": "lower",
@@ -33,15 +38,22 @@ PROTOCOLS = {"training-domain validation": "best", "last": "last", "oracle (test
 
 _OF_CLASSES = ("kappa", "accuracy", "balanced_accuracy", "macro_f1", "auc")
 _OF_IMAGES = ("psnr", "ssim", "mse", "recon_loss")
+_OF_MASKS = ("dice_dataset", "iou_dataset", "dice_image", "iou_image", "pixel_accuracy")
 _OF_SEVERAL_CLASSES = ("kappa", "auc")
 
 
 def resolve(
-    select_by: str, can_predict: bool, num_classes: int, ordinal: bool, can_reconstruct: bool | None = None
+    select_by: str,
+    can_predict: bool,
+    num_classes: int,
+    ordinal: bool,
+    can_reconstruct: bool | None = None,
+    learns_masks: bool = False,
 ) -> str:
     """Return the metric that the run selects by.
 
-    "auto" is kappa for a predictor of ordered classes, accuracy for a predictor of others, else the total loss.
+    "auto" is Dice from the pixels of all images for an algorithm that learns masks, kappa for a predictor of ordered
+    classes, accuracy for a predictor of others, else the total loss.
 
     Args:
         select_by: "auto" or a name in `SELECTION_METRICS`.
@@ -49,18 +61,25 @@ def resolve(
         num_classes: of the data set; with a single one there is nothing to predict.
         ordinal: whether the classes are ordered.
         can_reconstruct: whether the algorithm has `reconstruct`; None leaves that to `score`, which sees the figures.
+        learns_masks: whether masks take the place of labels in this run.
 
     Raises:
         UserError: the name is unknown, or this algorithm on these labels has no such figure.
     """
-    predicts = can_predict and num_classes > 1
+    predicts = can_predict and num_classes > 1 and not learns_masks
+    if select_by == "auto" and learns_masks:
+        return "dice_dataset"
     if select_by == "auto":
         return ("kappa" if ordinal else "accuracy") if predicts else "total_loss"
     if select_by not in SELECTION_METRICS:
         hint = did_you_mean(select_by, ["auto", *SELECTION_METRICS])
         raise UserError(f"no selection metric named {select_by!r}{hint}")
     reason = None
-    if select_by in _OF_CLASSES and not can_predict:
+    if select_by in _OF_MASKS and not learns_masks:
+        reason = "needs an algorithm that learns masks, and this one does not"
+    elif select_by in _OF_CLASSES and learns_masks:
+        reason = "is a figure of labels, and this algorithm learns masks"
+    elif select_by in _OF_CLASSES and not can_predict:
         reason = "needs an algorithm that predicts labels, and this one has no predict"
     elif select_by in _OF_CLASSES and not predicts:
         reason = f"needs two classes or more, and this data set has {num_classes}"
@@ -75,6 +94,7 @@ def resolve(
             if (name not in _OF_CLASSES or predicts)
             and (name != "kappa" or ordinal)
             and (name not in _OF_IMAGES or can_reconstruct is not False)
+            and (name not in _OF_MASKS or learns_masks)
         ]
         raise UserError(f"select_by={select_by} {reason}. Use auto or one of {', '.join(can)}")
     return select_by

@@ -1,16 +1,20 @@
 """Pictures of what an algorithm makes of some fixed images: inputs above outputs, their difference below.
 
+For an algorithm that learns masks: images, above the true masks and the predicted ones, each coloured on its image.
 Which images are shown depends on the data alone, so that the pictures of two steps, or of two runs, can be compared.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
-from domainbed.algorithms.base import Algorithm, Reconstructor
+from domainbed import metrics
+from domainbed.algorithms.base import Algorithm, Reconstructor, Segmenter, reconstruct_with
 from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine
 from domainbed.errors import explain_os_errors
@@ -20,6 +24,13 @@ NUM_IMAGES = 8
 DIFFERENCE_GAIN = 3
 MIN_TILE_PX = 96
 SPLITS = ("train", "val")
+#: Of the classes of a mask but for the background, in order: the colours of Okabe & Ito 2008, for the colour-blind too.
+COLOURS = (
+    (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (0, 114, 178), (213, 94, 0), (230, 159, 0),
+)  # fmt: skip
+IGNORED_COLOUR = (128, 128, 128)
+#: Share of the colour in a coloured pixel; the rest is the image.
+OPACITY = 0.6
 
 
 def fixed_rows(images: Images, environment: int, split: str) -> np.ndarray:
@@ -39,7 +50,7 @@ def dump(
 ) -> dict[str, np.ndarray]:
     """Write `<environment>_<split>.png` for every environment and return the pictures by that name.
 
-    An algorithm that can't reconstruct leaves nothing.
+    An algorithm that can neither reconstruct nor segment leaves nothing.
 
     Args:
         algorithm: the unwrapped algorithm.
@@ -52,7 +63,8 @@ def dump(
     Returns:
         uint8 (H, W, 3) pictures.
     """
-    if not isinstance(algorithm, Reconstructor):
+    segmenter = algorithm if isinstance(algorithm, Segmenter) and images.mask_classes else None
+    if segmenter is None and not isinstance(algorithm, Reconstructor):
         return {}
     pictures = {}
     with explain_os_errors(f"writing {folder}"):
@@ -63,9 +75,6 @@ def dump(
                 if not len(rows):
                     continue
                 x = engine.to_device(images.pixels(rows))
-                with engine.evaluation(algorithm, seed=0):
-                    output = algorithm.reconstruct(x)
-                labels = [images.classes[images.labels[row]] if images.classes else "" for row in rows]
                 role = (
                     "left out of training"
                     if environment in target
@@ -74,7 +83,14 @@ def dump(
                     else "held out"
                 )
                 heading = f"{title} · {name}, {split} ({role})"
-                picture = panel(x.cpu(), output.float().cpu(), labels, heading)
+                y = images.targets(rows, images.planes(rows))
+                with engine.evaluation(algorithm, seed=0):
+                    output = segmenter.segment(x) if segmenter else reconstruct_with(algorithm, x, y.to(x.device))
+                if segmenter:
+                    picture = mask_panel(x.cpu(), output.float().cpu(), y, images.target_classes, heading)
+                else:
+                    labels = [images.classes[images.labels[row]] if images.classes else "" for row in rows]
+                    picture = panel(x.cpu(), output.float().cpu(), labels, heading)
                 picture.save(folder / f"{name}_{split}.png")
                 pictures[f"{name}_{split}"] = np.asarray(picture)
     return pictures
@@ -88,19 +104,83 @@ def panel(x: Tensor, output: Tensor, labels: list[str], title: str) -> Image.Ima
         labels: N captions.
         title: the first line.
     """
-    side = max(x.shape[-2:])
-    scale = max(1, -(-MIN_TILE_PX // side))
-    height, width = x.shape[-2] * scale, x.shape[-1] * scale
     rows = {
         "input": x,
         "output": output,
         f"|difference| x{DIFFERENCE_GAIN}": ((output - x).abs() * DIFFERENCE_GAIN).clamp(0, 1),
     }
+    return sheet(rows, labels, title)
+
+
+def mask_panel(x: Tensor, logits: Tensor, target: Tensor, names: list[str], title: str) -> Image.Image:
+    """Draw images, their masks and the predicted ones under each other, each image with its Dice above it.
+
+    Args:
+        x: (N, C, H, W) in [0, 1], C being 1 or 3.
+        logits: (N, K, H, W).
+        target: masks as in `objectives.segmentation`; what nobody labelled is grey.
+        names: of K classes.
+        title: the first line.
+    """
+    figures = [
+        metrics.segmentation(metrics.count_pixels(*pair))["dice_image"]
+        for pair in zip(logits.split(1), target.split(1), strict=True)
+    ]
+    labels = ["nothing marked" if dice is None else f"Dice {dice:.3f}" for dice in figures]
+    exclusive = target.ndim == 3
+    if exclusive:
+        true, found = (F.one_hot(index.clamp(min=0), len(names)).movedim(-1, 1) for index in (target, logits.argmax(1)))
+        true, found = true[:, 1:], found[:, 1:]  # the background has no colour
+        ignored = target < 0
+    else:
+        true, found, ignored = target == 1, logits > 0, target.isnan().any(1)
+    rows = {"image": x, "true mask": coloured(x, true, ignored), "predicted mask": coloured(x, found)}
+    shown = names[1:] if exclusive else names
+    return sheet(rows, labels, title, {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(shown)})
+
+
+def coloured(x: Tensor, kinds: Tensor, ignored: Tensor | None = None) -> Tensor:
+    """Return images (N, 3, H, W) in [0, 1], the pixels of each kind in its colour, the last one where they overlap.
+
+    Args:
+        x: (N, C, H, W) in [0, 1], C being 1 or 3.
+        kinds: (N, K, H, W), not 0 where a pixel is of a kind.
+        ignored: (N, H, W) bool, where nobody labelled.
+    """
+    picture = x.expand(-1, 3, -1, -1).clone()
+    layers = [(kinds[:, k].bool(), COLOURS[k % len(COLOURS)]) for k in range(kinds.shape[1])]
+    if ignored is not None:
+        layers.append((ignored, IGNORED_COLOUR))
+    for where, colour in layers:
+        paint = torch.tensor(colour, dtype=x.dtype)[None, :, None, None] / 255
+        picture = torch.where(where[:, None], OPACITY * paint + (1 - OPACITY) * x, picture)
+    return picture
+
+
+def sheet(
+    rows: Mapping[str, Tensor], labels: list[str], title: str, legend: Mapping[str, tuple[int, int, int]] | None = None
+) -> Image.Image:
+    """Draw rows of N images under each other.
+
+    Args:
+        rows: name to (N, C, H, W) in [0, 1], C being 1 or 3.
+        labels: N captions.
+        title: the first line.
+        legend: what the colours mean; it stands beside the second row.
+    """
+    x = next(iter(rows.values()))
+    side = max(x.shape[-2:])
+    scale = max(1, -(-MIN_TILE_PX // side))
+    height, width = x.shape[-2] * scale, x.shape[-1] * scale
     font = ImageFont.load_default(13)
     gap, margin, header = 4, 118, 44
     canvas = Image.new("RGB", (margin + len(x) * (width + gap), header + len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((gap, gap), title, fill="black", font=font)
+    for row, (text, colour) in enumerate((legend or {}).items()):
+        top = header + height + gap + 16 * row
+        draw.rectangle((gap, top + 3, gap + 9, top + 12), fill=colour)
+        draw.text((gap + 14, top), text, fill="black", font=font)
     for column, label in enumerate(labels):
         draw.text((margin + column * (width + gap), 24), label[: width // 7], fill="black", font=font)
     for row, (name, tiles) in enumerate(rows.items()):

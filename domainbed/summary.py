@@ -24,6 +24,7 @@ from typing import Any
 from domainbed.model_selection import PROTOCOLS
 
 MAJORITY = "majority class"
+MAJORITY_MASK = "majority mask"
 ORACLE = "oracle (test-domain validation)"
 BEST = "training-domain validation"
 COLUMNS = {
@@ -32,6 +33,11 @@ COLUMNS = {
     "kappa": "kappa",
     "macro_f1": "macro F1",
     "auc": "AUC",
+    "dice_dataset": "Dice (all pixels)",
+    "dice_image": "Dice (per image)",
+    "iou_dataset": "IoU (all pixels)",
+    "iou_image": "IoU (per image)",
+    "pixel_accuracy": "pixel accuracy",
     "mse": "MSE",
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
@@ -45,7 +51,8 @@ PARTS = {
 }
 """Parts that have a table, in order. The train part is shown among the source environments."""
 UNDEFINED = "–"
-_ORDER = [*PROTOCOLS, MAJORITY]
+MINUS = "accuracy_minus_"  # of `metrics.beside`
+_ORDER = [*PROTOCOLS, MAJORITY, MAJORITY_MASK]
 _FOOTNOTES = {
     BEST: "checkpoint with the best {select_by} on the held-out part of the source environments, mean over "
     "environments; the target is not looked at (Gulrajani & Lopez-Paz 2021).",
@@ -53,6 +60,7 @@ _FOOTNOTES = {
     ORACLE: "chosen by {select_by} on the held-out part of the target itself. Nobody can choose so for an unseen "
     "target: not comparable with the other rows, and optimistic wherever those images are counted.",
     MAJORITY: "always answers the most frequent class of the training images; AUC 0.5 and kappa 0 by definition.",
+    MAJORITY_MASK: "answers for every pixel what most pixels of the training masks are: the background, as a rule.",
 }
 
 Record = Mapping[str, Any]
@@ -121,6 +129,7 @@ class Summary:
             lines += [self._caption(part, records, intervals=False), "", *self._per_target(records, False)]
             average = self._average(part)
             lines += ["", *average] if average else []
+            lines += self._baselines(records, False)
         if any(record["protocol"] == ORACLE for record in self.records):
             lines += ["", "† selected on the target itself: not comparable with the other rows"]
         return "\n".join(lines) + "\n"
@@ -147,8 +156,10 @@ class Summary:
             lines += self._per_target(records, True)
             average = self._average(part)
             lines += ["", "### Average", "", *average] if average else []
+            lines += self._baselines(records, True)
         lines += self._sources()
         lines += self._classes()
+        lines += self._mask_classes()
         if not self.records:
             lines += ["", "No target is finished."]
         return "\n".join(lines) + "\n"
@@ -203,19 +214,34 @@ class Summary:
             )
         return f"{what}Seed {seeds[0]}."
 
-    def _per_target(self, records: Sequence[Record], intervals: bool) -> list[str]:
+    def _baselines(self, records: Sequence[Record], intervals: bool) -> list[str]:
+        """Accuracy beside that of the baselines which an algorithm brings along, and the paired differences."""
+        names = [metric[len(MINUS) :] for metric in _metrics(records) if metric.startswith(MINUS)]
+        if not names:
+            return []
+        found = [record for record in records if f"{MINUS}{names[0]}" in record["metrics"]]
+        columns = {"accuracy": COLUMNS["accuracy"]}
+        for name in names:
+            columns |= {f"accuracy_{name}": name, f"{MINUS}{name}": f"accuracy - {name}"}
+        head = ["", "### Baselines", ""] if intervals else ["", "Baselines", ""]
+        return [*head, *self._per_target(found, intervals, columns)]
+
+    def _per_target(
+        self, records: Sequence[Record], intervals: bool, columns: Mapping[str, str] = COLUMNS
+    ) -> list[str]:
         """One row per target environment and protocol: one seed as it is, several as mean ± deviation."""
-        metrics = _metrics(records, COLUMNS)
+        metrics = _metrics(records, columns)
         num_seeds = len(_distinct(record["seed"] for record in records))
-        head = ["target" if records[0]["role"] == "target" else "environment", "protocol"]
-        head += ["step", "n", *(COLUMNS[metric] for metric in metrics)]
+        head = [_place(records), "protocol"]
+        head += ["step", "n", *(columns[metric] for metric in metrics)]
         rows = []
         for unit in _distinct(map(_unit, records)):
             for protocol in _protocols(records):
                 found = [record for record in records if (_unit(record), record["protocol"]) == (unit, protocol)]
                 if not found:
                     continue
-                steps = {record.get("step") for record in found} if protocol != MAJORITY else {None}
+                trained = protocol not in (MAJORITY, MAJORITY_MASK)
+                steps = {record.get("step") for record in found} if trained else {None}
                 step = steps.pop() if len(steps) == 1 else None
                 cells = [unit, _label(protocol), UNDEFINED if step is None else str(step), str(found[0]["n"])]
                 for metric in metrics:
@@ -313,6 +339,39 @@ class Summary:
             lines += ["", f"### {unit}", "", f"Counts {what} {seeds}.", "", *confusion(names, counts)]
         return ["", "## Recall per class and confusion", "", f"The checkpoint of {BEST}.", *lines] if lines else []
 
+    def _mask_classes(self) -> list[str]:
+        """Dice and IoU of every class of the masks, of the best checkpoint, and which of them the means are over."""
+        part = next(iter(_parts(self.records)), None)
+        records = [r for r in _main(self.records) if r["protocol"] == BEST and r["part"] == part]
+        records = [r for r in records if r["metrics"].get("dice_per_class")]
+        if not records:
+            return []
+        names, background = list(self.run.get("class_names") or []), self.run.get("background")
+        rows = []
+        for unit in _distinct(map(_unit, records)):
+            found = [record for record in records if _unit(record) == unit]
+            for k in range(len(found[0]["metrics"]["dice_per_class"])):
+                name = names[k] if k < len(names) else str(k)
+                cells = [unit, f"{name} (background)" if name == background else name]
+                for metric in ("dice", "iou"):
+                    values = [record["metrics"][f"{metric}_per_class"][k] for record in found]
+                    cells.append(_mean_and_deviation(metric, values, len(found)))
+                rows.append(cells)
+        scored = ", ".join(name for name in names if name != background)
+        spread = (
+            " Mean ± standard deviation (n - 1) over seeds." if any("±" in cell for row in rows for cell in row) else ""
+        )
+        return [
+            "",
+            "## Dice and IoU per class",
+            "",
+            f"The checkpoint of {BEST}, from the pixels of all images together.{spread} The tables above have means "
+            f"over {scored or 'the classes'}, without the background. A figure per image is the mean of those of "
+            "single images, without those in which nothing is marked or answered.",
+            "",
+            *_table([_place(records), "class", "Dice", "IoU"], rows, words=2),
+        ]
+
 
 def build(records: Iterable[Record], run: Mapping[str, Any]) -> Summary:
     """Gather the final records of a run.
@@ -320,7 +379,8 @@ def build(records: Iterable[Record], run: Mapping[str, Any]) -> Summary:
     Args:
         records: of results.jsonl. Those of kind "final" count; of two about the same thing the later one wins.
         run: name, algorithm, dataset, command, steps, select_by, notes (facts nobody should miss), targets and seeds
-            (what the run was asked for, to say what is missing), class_names (optional). All go into summary.json.
+            (what the run was asked for, to say what is missing), class_names and background (of masks; both optional).
+            All go into summary.json.
     """
     keys = ("target", "seed", "protocol", "environment", "role", "part")
     final = {tuple(record[key] for key in keys): record for record in records if record.get("kind") == "final"}
@@ -359,6 +419,11 @@ def _heading(part: str, records: Sequence[Record]) -> str:
         return PARTS[part]
     owner = "the target environment" if records[0]["role"] == "target" else "each source environment (no target)"
     return f"{PARTS[part]} of {owner}"
+
+
+def _place(records: Sequence[Record]) -> str:
+    """What the rows of a table are."""
+    return "target" if records[0]["role"] == "target" else "environment"
 
 
 def _unit(record: Record) -> str:

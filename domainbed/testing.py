@@ -33,8 +33,11 @@ from domainbed.algorithms.base import (
     Predictor,
     Reconstructor,
     Sampler,
+    Segmenter,
+    reconstruct_with,
 )
 from domainbed.engine import Engine
+from domainbed.objectives.segmentation import IGNORE_INDEX
 from domainbed.registry import ALGORITHMS
 
 NUM_CLASSES, NUM_DOMAINS, BATCH = 3, 2, 4
@@ -59,9 +62,11 @@ def small(cls: type[Algorithm], shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 @cache
-def untrained_run(cls: type[Algorithm], shape: tuple[int, int, int]) -> finished.FinishedRun:
+def untrained_run(
+    cls: type[Algorithm], shape: tuple[int, int, int], num_classes: int = NUM_CLASSES
+) -> finished.FinishedRun:
     """Return the description of a model that a run of no steps would export, with random weights."""
-    algorithm = build(cls, shape)
+    algorithm = cls(shape, num_classes, NUM_DOMAINS, small(cls, shape))
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config = {
@@ -72,7 +77,7 @@ def untrained_run(cls: type[Algorithm], shape: tuple[int, int, int]) -> finished
     }
     meta = {
         "input_shape": list(shape),
-        "classes": [str(index) for index in range(NUM_CLASSES)],
+        "classes": [str(index) for index in range(num_classes)],
         "num_domains": NUM_DOMAINS,
         "sources": [str(index) for index in range(NUM_DOMAINS)],
         "target": "none",
@@ -84,22 +89,47 @@ def untrained_run(cls: type[Algorithm], shape: tuple[int, int, int]) -> finished
     return finished.read(folder / finished.EXPORTED)
 
 
-def minibatches(shape: tuple[int, int, int] = SHAPES[0], seed: int = 0, batch: int = BATCH) -> list[Minibatch]:
-    """Return smooth random images in [0, 1], each environment of another brightness, with labels."""
+def minibatches(
+    shape: tuple[int, int, int] = SHAPES[0],
+    seed: int = 0,
+    batch: int = BATCH,
+    algorithm: Algorithm | None = None,
+) -> list[Minibatch]:
+    """Return smooth random images in [0, 1], each environment of another brightness, with what is learnt from them.
+
+    That is labels; for an `algorithm` that needs masks, those of the form that its `output` asks for, with some pixels
+    that nobody labelled.
+    """
     generator = torch.Generator().manual_seed(seed)
     made = []
     for domain in range(NUM_DOMAINS):
         coarse = torch.rand(batch, shape[0], 4, 4, generator=generator) * (0.5 + 0.5 * domain)
         images = torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
-        made.append((images, torch.randint(NUM_CLASSES, (batch,), generator=generator)))
+        labels = torch.randint(NUM_CLASSES, (batch,), generator=generator)
+        learns_masks = algorithm is not None and algorithm.needs_masks
+        made.append((images, _masks(images, algorithm) if learns_masks else labels))
     return made
+
+
+def _masks(images: Tensor, algorithm: Any) -> Tensor:
+    """Return masks of images (B, C, H, W): brighter pixels are of a higher class, or of more kinds."""
+    brightness = images.mean(1)  # (B, H, W)
+    thresholds = brightness.flatten().quantile(torch.arange(1, NUM_CLASSES + 1) / (NUM_CLASSES + 1))
+    kinds = brightness[:, None] > thresholds[None, :, None, None]  # (B, K, H, W)
+    if algorithm.hparams.output == "sigmoid":
+        masks = kinds.float()
+        masks[..., :2, :2] = torch.nan
+    else:
+        masks = kinds[:, 1:].sum(1)  # (B, H, W)
+        masks[..., :2, :2] = IGNORE_INDEX
+    return masks
 
 
 def check_shapes(cls: type[Algorithm], **hparams: Any) -> None:
     """Every capability returns what its protocol says, for grey and colour images of even and odd sizes."""
     for shape in SHAPES:
         algorithm = build(cls, shape, **hparams)
-        batches = minibatches(shape)
+        batches = minibatches(shape, algorithm=algorithm)
         losses = algorithm.update(batches)
         assert "loss" in losses, f"losses() returned {sorted(losses)}: 'loss' is what is minimised"
         for key, value in losses.items():
@@ -108,13 +138,15 @@ def check_shapes(cls: type[Algorithm], **hparams: Any) -> None:
         assert algorithm.step.item() == 1, (
             f"the step is {algorithm.step.item()} after one update: leave it to the base class"
         )
-        x = batches[0][0]
+        x, y = batches[0]
         algorithm.eval()
         with torch.no_grad():
             if isinstance(algorithm, Predictor):
                 _has_shape("predict", algorithm.predict(x), (BATCH, NUM_CLASSES))
+            if isinstance(algorithm, Segmenter):
+                _has_shape("segment", algorithm.segment(x), (BATCH, NUM_CLASSES, *shape[1:]))
             if isinstance(algorithm, Reconstructor):
-                _is_image("reconstruct", algorithm.reconstruct(x), (BATCH, *shape))
+                _is_image("reconstruct", reconstruct_with(algorithm, x, y), (BATCH, *shape))
             if isinstance(algorithm, Encoder):
                 code = algorithm.encode(x)
                 assert code.ndim == 2 and len(code) == BATCH, f"encode() returned {tuple(code.shape)}, not (B, D)"
@@ -143,7 +175,7 @@ def check_every_parameter_learns(cls: type[Algorithm], **hparams: Any) -> None:
 def check_overfits_one_batch(cls: type[Algorithm], **hparams: Any) -> None:
     """The loss of one batch, seen again and again, falls by at least a tenth of what it was."""
     algorithm = build(cls, **({"lr": 3e-3} | hparams))
-    batches = minibatches()
+    batches = minibatches(algorithm=algorithm)
     losses = []
     for step in range(60):
         torch.manual_seed(step)
@@ -158,7 +190,7 @@ def check_batch_size_does_not_matter(cls: type[Algorithm], **hparams: Any) -> No
     if algorithm.batch_coupled:
         return
     algorithm.eval()
-    x, y = minibatches()[0]
+    x, y = minibatches(algorithm=algorithm)[0]
     with torch.no_grad(), NoNoise():
         together = algorithm.losses([(x, y)])
         alone = [algorithm.losses([(x[i : i + 1], y[i : i + 1])]) for i in range(len(x))]
@@ -217,9 +249,9 @@ def check_evaluation_is_deterministic(cls: type[Algorithm], **hparams: Any) -> N
     first = _answers(algorithm)
     torch.manual_seed(99)
     second = _answers(algorithm)
-    single = _answers(algorithm, minibatches()[0][0][:1])
+    single = _answers(algorithm, num_images=1)
     with torch.no_grad():
-        algorithm.losses(minibatches())
+        algorithm.losses(minibatches(algorithm=algorithm))
     for name, answer in first.items():
         assert torch.equal(answer, second[name]), (
             f"{name} answers differently the second time: use no noise in evaluation"
@@ -269,17 +301,17 @@ class NoNoise(TorchFunctionMode):
 def _train(algorithm: Algorithm, start: int, end: int) -> None:
     for step in range(start, end):
         torch.manual_seed(1000 + step)
-        algorithm.update(minibatches(seed=step))
+        algorithm.update(minibatches(seed=step, algorithm=algorithm))
 
 
-def _answers(algorithm: Algorithm, x: Tensor | None = None) -> dict[str, Tensor]:
-    x = minibatches()[0][0] if x is None else x
+def _answers(algorithm: Algorithm, num_images: int = BATCH) -> dict[str, Tensor]:
+    x, y = (part[:num_images] for part in minibatches()[0])
     with torch.no_grad():
         found = {
-            name: getattr(algorithm, name)(x)
-            for name in ("predict", "encode", "reconstruct")
-            if hasattr(algorithm, name)
+            name: getattr(algorithm, name)(x) for name in ("predict", "encode", "segment") if hasattr(algorithm, name)
         }
+        if isinstance(algorithm, Reconstructor):
+            found["reconstruct"] = reconstruct_with(algorithm, x, y)
         if isinstance(algorithm, Posterior):
             found["posterior"] = torch.cat(algorithm.posterior(x), dim=1)
     return found

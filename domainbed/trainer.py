@@ -21,9 +21,18 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from domainbed import checkpoint, evaluator, metrics, model_selection, reconstructions, summary
+from domainbed import checkpoint, classification_report, evaluator, metrics, model_selection, reconstructions, summary
 from domainbed.algorithms import finished
-from domainbed.algorithms.base import Algorithm, Encoder, ExplainsWeights, Posterior, Predictor, SeesClassCounts
+from domainbed.algorithms.base import (
+    Algorithm,
+    Encoder,
+    ExplainsWeights,
+    Posterior,
+    Predictor,
+    SeesClassCounts,
+    SeesTrainingImages,
+    Segmenter,
+)
 from domainbed.algorithms.finished import FinishedRun, construct
 from domainbed.datasets.augment import Augment
 from domainbed.datasets.loaders import TrainLoader
@@ -119,8 +128,10 @@ def write_summary(run: Run) -> summary.Summary:
         "notes": run.notes,
         "targets": [run.target_name(target) for target in run.targets],
         "seeds": run.seeds,
-        "class_names": run.images.classes,
+        "class_names": run.images.target_classes,
     }
+    if run.images.mask_classes:
+        described["background"] = run.images.mask_classes.background
     result = summary.build(run.records.read(), described)
     with explain_os_errors("writing the summary"):
         result.write(run.folder)
@@ -257,6 +268,7 @@ class Training:
                 target=[self.images.environments[environment] for environment in self.target],
                 trial_seed=self.settings.trial_seed,
                 preprocess=config["datasets"][self.settings.dataset]["preprocess"],
+                classes=self.images.classes,
             ):
                 self.note(f"target {self.name}, seed {self.seed}: {warning}")
 
@@ -264,7 +276,7 @@ class Training:
         """Make the algorithm, from its `last` checkpoint if there is one; return the step to go on from."""
         run, last = self.shared, self.checkpoints / "last"
         seed_everything(self.seed, -1)
-        shape, classes, domains = self.images.input_shape, len(self.images.classes), len(self.sources)
+        shape, classes, domains = self.images.input_shape, len(self.images.target_classes), len(self.sources)
         resumed = checkpoint.exists(last)
         build = construct if resumed else lambda cls, *args: cls(*args)
         self.algorithm: Algorithm = build(run.algorithm, shape, classes, domains, self.hparams)
@@ -273,6 +285,10 @@ class Training:
         if isinstance(self.algorithm, SeesClassCounts):
             self.algorithm.set_class_counts(torch.tensor(self.train_counts(), dtype=torch.float32))
         self.engine.prepare(self.algorithm)
+        algorithm = self.algorithm
+        if isinstance(algorithm, SeesTrainingImages) and not resumed:
+            with self.engine.evaluation(self.algorithm, evaluator.NOISE_SEED):
+                algorithm.see_training_images(self.training_images)
         if isinstance(self.algorithm, ExplainsWeights):
             meaning = self.algorithm.explain_weights(self.settings.steps, run.hparams.batch_size * domains)
             for line in meaning.lines():
@@ -359,6 +375,7 @@ class Training:
             if name == "best":
                 config, path = self.shared.config, self.folder / "model.safetensors"
                 checkpoint.export(path, self.algorithm, config, self.meta(step))
+                self.report_classes(step, cached[step])
         for figures in self.majority_figures():
             self.records.write(self.record("final", self.settings.steps) | figures)
         self.board.close()
@@ -376,26 +393,37 @@ class Training:
         """Figures of every target, whole and by part, and of the held-out (and training) split of every source."""
         found = []
         for environment, name in enumerate(self.images.environments):
-            if environment in self.target:
-                for part in ("whole", "val", "test"):
-                    rows = self.images.select(environment, None if part == "whole" else part)
-                    if len(rows):
-                        outputs = self.outputs(rows)
-                        figures = evaluator.figures(outputs, ordinal=self.images.ordinal, intervals=True)
-                        given = {"needs_label": True} if outputs.needs_label else {}
-                        found.append({"environment": name, "role": "target", "part": part, **figures, **given})
-                continue
-            for part in ("val", "test", "train") if with_train else ("val", "test"):
-                rows = self.images.select(environment, part)
-                if len(rows):
-                    intervals = part != "train" and not self.target
-                    figures = evaluator.figures(self.outputs(rows), ordinal=self.images.ordinal, intervals=intervals)
-                    found.append({"environment": name, "role": "source", "part": part, **figures})
+            is_target = environment in self.target
+            for part in ("whole", "val", "test") if is_target else ("val", "test", *["train"] * with_train):
+                rows = self.images.select(environment, None if part == "whole" else part)
+                if not len(rows):
+                    continue
+                outputs = self.outputs(rows)
+                intervals = is_target or (part != "train" and not self.target)
+                figures = evaluator.figures(outputs, ordinal=self.images.ordinal, intervals=intervals)
+                role = {"environment": name, "role": "target" if is_target else "source", "part": part}
+                found.append(role | figures | ({"needs_label": True} if outputs.needs_label else {}))
         return found
 
+    def report_classes(self, step: int, figures: list[dict[str, Any]]) -> None:
+        """Write the classification report of final figures, for an algorithm that predicts."""
+        if not isinstance(self.algorithm, Predictor):
+            return
+        title = f"{self.settings.algorithm} · step {step} · target {self.name}"
+        found = classification_report.dump(self.folder / "classification", figures, self.images.classes, title)
+        for name, picture in found.items():
+            self.board.picture(f"confusion/{name}", picture, step)
+
+    def training_images(self) -> Iterator[torch.Tensor]:
+        """Yield the training images of all sources once, (B, C, H, W) in [0, 1] on the device, not augmented."""
+        rows = np.concatenate([self.images.select(e, "train") for e in self.sources])
+        for start in range(0, len(rows), self.settings.eval_batch_size):
+            yield self.engine.to_device(self.images.pixels(rows[start : start + self.settings.eval_batch_size]))
+
     def majority_figures(self) -> Iterator[dict[str, Any]]:
-        """Figures of always answering the most frequent class of the training images."""
-        if not isinstance(self.algorithm, Predictor) or len(self.images.classes) < 2:
+        """Figures of always answering the most frequent class of the training images, or of their masks' pixels."""
+        plane = self.majority_mask() if isinstance(self.algorithm, Segmenter) else None
+        if plane is None and (not isinstance(self.algorithm, Predictor) or len(self.images.target_classes) < 2):
             return
         counts = self.train_counts()
         for environment, name in enumerate(self.images.environments):
@@ -404,15 +432,26 @@ class Training:
                 rows = self.images.select(environment, None if part == "whole" else part)
                 if not len(rows) or (part == "whole" and role == "source"):
                     continue
-                figures = metrics.majority(counts, torch.from_numpy(self.images.labels[rows]), self.images.ordinal)
+                if plane is None:
+                    figures = metrics.majority(counts, torch.from_numpy(self.images.labels[rows]), self.images.ordinal)
+                else:
+                    figures = evaluator.majority_mask(self.images, rows, plane, self.settings.eval_batch_size)
                 yield {
-                    "protocol": summary.MAJORITY, "checkpoint": None, "environment": name, "role": role, "part": part,
+                    "protocol": summary.MAJORITY if plane is None else summary.MAJORITY_MASK, "checkpoint": None,
+                    "environment": name, "role": role, "part": part,
                     "n": len(rows), "num_groups": len(set(self.images.groups[rows])), "metrics": figures,
                     "intervals": {},
                 }  # fmt: skip
 
+    def majority_mask(self) -> int | None:
+        """The plane value that most pixels of the training masks have (see `datasets.masks`); None without masks."""
+        train = np.concatenate([self.images.select(e, "train") for e in self.sources])
+        return self.images.majority_mask(train)
+
     def train_counts(self) -> list[int]:
-        """Number of training images per class; empty without labels."""
+        """Number of training images per class; empty without labels, and where masks take their place."""
+        if self.images.mask_classes:
+            return []
         train = np.concatenate([self.images.labels[self.images.select(e, "train")] for e in self.sources])
         return np.bincount(train, minlength=len(self.images.classes)).tolist() if self.images.classes else []
 
@@ -430,10 +469,11 @@ class Training:
             "oracle": self.oracle,
             "select_by": self.settings.select_by,
             "input_shape": list(self.images.input_shape),
-            "classes": self.images.classes,
+            "classes": self.images.target_classes,
             "ordinal": self.images.ordinal,
             "num_domains": len(self.sources),
             "train_counts": self.train_counts(),
+            **({"majority_mask": self.majority_mask()} if self.images.mask_classes else {}),
             "environments": self.images.environments,
             "sources": [self.images.environments[e] for e in self.sources],
             "machine": self.engine.describe(),

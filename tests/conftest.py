@@ -68,9 +68,34 @@ def photographs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def photographs_with_masks(photographs: Path) -> Path:
+    """A manifest of the photographs with masks of two kinds that overlap: a disc, and what is red."""
+    import numpy as np
+    from PIL import Image
+
+    rows = ["path,environment,label,mask_disc,mask_red"]
+    down, across = np.indices((20, 20))
+    for number, path in enumerate(sorted(photographs.glob("camera*/*/*.png"))):
+        pixels = np.array(Image.open(path))
+        disc = (down - 10) ** 2 + (across - 5 - number % 10) ** 2 < 16
+        pixels[disc] = 255 - pixels[disc]
+        Image.fromarray(pixels).save(path)
+        cells = [path.relative_to(photographs.parent).as_posix(), *path.parts[-3:-1]]
+        for kind, mask in (("disc", disc), ("red", pixels[..., 0] > pixels[..., 1])):
+            target = photographs.parent / "masks" / f"{number}_{kind}.png"
+            target.parent.mkdir(exist_ok=True)
+            Image.fromarray(mask).save(target)
+            cells.append(target.relative_to(photographs.parent).as_posix())
+        rows.append(",".join(cells))
+    (photographs.parent / "masks.csv").write_text("\n".join(rows) + "\n")
+    return photographs.parent / "masks.csv"
+
+
+@pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """Run the training script in a folder of its own: train("name", "--steps", 3) -> (status, stdout, stderr)."""
     from domainbed.cli.train import main
+    from domainbed.registry import ALGORITHMS
 
     (tmp_path / "work").mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path / "work")
@@ -84,11 +109,16 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
             captured = capfd.readouterr()
         return status, captured.out, captured.err
 
+    def _has_backbone(arguments: tuple[object, ...]) -> bool:
+        texts = [*map(str, arguments)]
+        name = texts[texts.index("--algorithm") + 1] if "--algorithm" in texts else "VAE_DG"
+        return name not in ALGORITHMS or "model" in ALGORITHMS[name].HParams.model_fields
+
     def _free(token: str, arguments: tuple[object, ...]) -> bool:
         if "=" not in token:
             return "--resume" not in arguments and not {"--precision", "--device"} & set(map(str, arguments))
         known = "--resume" not in arguments
-        if token.startswith(("model=", "pretrained=")) and "AE" in map(str, arguments):
+        if token.startswith(("model=", "pretrained=")) and not _has_backbone(arguments):
             return False
         return known and not any(str(one).startswith(token.split("=")[0] + "=") for one in arguments)
 

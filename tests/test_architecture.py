@@ -22,6 +22,7 @@ LEVELS = [
         "engine",
         "evaluator",
         "checkpoint",
+        "classification_report",
         "reconstructions",
         "records",
         "model_selection",

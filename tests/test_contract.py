@@ -26,7 +26,10 @@ SMALL = {
     "VAE_DG": {"latent_dim": 16},
     "AE": {"latent_dim": 16},
     "VAE": {"latent_dim": 16},
+    "UNet": {"width": 4},
     "HVAE": {"encoder_hidden_dims": [8, 16, 16], "latent_dims": [6, 4], "lr": 3e-3},
+    "VQVAE": {"num_codes": 32, "code_dim": 8, "hidden_dim": 16, "num_blocks": 1},
+    "CodePrior": {"hidden_dim": 16, "num_layers": 3},
 }
 
 

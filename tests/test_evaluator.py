@@ -152,3 +152,77 @@ def test_the_encoder_sees_each_batch_once_and_the_figures_are_the_same(monkeypat
     assert torch.equal(once.per_image["mse"], thrice.per_image["mse"])
     assert once.losses == thrice.losses
     assert "forward" not in vars(algorithm.encoder)
+
+
+def test_baselines_are_compared_on_the_same_images(data):
+    class Probe(Predictor):
+        def baselines(self, x):
+            return {"mirror": self.predict(-x), "same": self.predict(x)}
+
+    x, y, groups = data
+    outputs = evaluate(Probe(), batches(x, y), groups)
+    record = figures(outputs, ordinal=False, intervals=True)
+    accuracy = (outputs.probabilities.argmax(1) == y).double()
+    mirror = ((-x).flatten(1)[:, :K].bfloat16().argmax(1) == y).double()
+    assert record["metrics"]["accuracy_mirror"] == pytest.approx(mirror.mean().item())
+    assert record["metrics"]["accuracy_minus_mirror"] == pytest.approx((accuracy - mirror).mean().item())
+    assert record["metrics"]["accuracy_minus_same"] == 0 and record["intervals"]["accuracy_minus_same"] == [0, 0]
+    assert record["intervals"]["accuracy_same"] == pytest.approx(record["intervals"]["accuracy"])
+
+
+class Thresholds(nn.Module):
+    """Marks what is bright, and what is brighter; needs no label for anything."""
+
+    num_classes = 2
+    shared_in_evaluation = ()
+
+    def losses(self, minibatches):
+        return {"loss": minibatches[0][0].mean()}
+
+    def predict(self, x):
+        raise AssertionError("there are no labels to be judged by")
+
+    def segment(self, x):
+        return torch.stack([x[:, 0] - 0.5, x[:, 0] - 0.8], dim=1)
+
+
+def test_masks_are_judged_batch_by_batch_and_bring_no_labels(data):
+    x, _, groups = data
+    kinds = torch.stack([x[:, 1] > 0.5, x[:, 1] > 0.8], dim=1).float()
+    kinds[0, :, :2] = math.nan
+    outputs = evaluate(Thresholds(), zip(x.split(4), kinds.split(4), strict=True), groups)
+    assert outputs.labels.tolist() == [-1] * N and outputs.probabilities is None
+    whole = metrics.count_pixels(Thresholds().segment(x), kinds)
+    assert torch.equal(outputs.masks.counts, whole.counts) and not outputs.masks.exclusive
+    record = figures(outputs, ordinal=False, intervals=True)
+    assert record["metrics"] == metrics.segmentation(whole) | {"total_loss": pytest.approx(x.mean().item())}
+    assert record["intervals"] == {
+        name: list(bounds) for name, bounds in metrics.bootstrap(groups, masks=whole).items()
+    }
+    some = torch.arange(N) < 3
+    assert figures(outputs, some, ordinal=False, intervals=False)["metrics"] == metrics.segmentation(whole[some])
+    json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_the_majority_mask_is_one_answer_for_every_pixel(exclusive):
+    from types import SimpleNamespace
+
+    from domainbed.datasets.masks import MaskClasses, to_target
+
+    classes = MaskClasses(("a", "b", "c"), exclusive)
+    planes = torch.tensor([[[0, 1], [2, 255]], [[1, 1], [1, 0]]], dtype=torch.uint8)
+    images = SimpleNamespace(
+        mask_classes=classes,
+        pixels=lambda rows: torch.zeros(len(rows), 3, 2, 2, dtype=torch.uint8),
+        planes=lambda rows: planes[rows],
+        targets=lambda rows, found: to_target(found, classes),
+    )
+    from domainbed.evaluator import majority_mask
+
+    got = majority_mask(images, torch.arange(2).numpy(), 1, 1)  # class b everywhere; or kind a, which is bit 1
+    if exclusive:
+        assert got["pixel_accuracy"] == pytest.approx(4 / 7)
+        assert got["dice_per_class"] == pytest.approx([0.0, 2 * 4 / (4 + 7), 0.0])
+    else:
+        assert got["dice_per_class"] == [pytest.approx(2 * 4 / (4 + 7)), 0.0, None]

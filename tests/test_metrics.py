@@ -1,14 +1,17 @@
-"""Figures against scikit-learn, torchmetrics and closed forms; intervals against the binomial they must resemble."""
+"""Figures against scikit-learn, torchmetrics, segmentation_models_pytorch, closed forms; intervals against theory."""
 
 import math
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch.metrics as smp
 import sklearn.metrics as sk
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.segmentation import DiceScore, MeanIoU
 
 from domainbed import metrics
+from domainbed.objectives.segmentation import IGNORE_INDEX
 
 K = 5
 
@@ -235,3 +238,118 @@ def test_a_bootstrap_has_its_own_randomness(monkeypatch):
     assert metrics.bootstrap(range(50), per_image=figures, seed=2) != first
     monkeypatch.setattr(metrics, "_CHUNK", 50 * 7)  # memory must not change the result
     assert metrics.bootstrap(range(50), per_image=figures, seed=1)["mse"] == pytest.approx(first["mse"])
+
+
+def test_a_difference_to_a_baseline_is_taken_image_by_image():
+    probabilities = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.7, 0.3]])
+    logits = torch.tensor([[3.0, 0.0], [1.0, 0.0], [5.0, -5.0], [0.0, 1.0]])
+    found = metrics.beside(probabilities, {"pixels": logits}, torch.tensor([0, 1, 0, 1]))
+    assert found["accuracy_pixels"].tolist() == [1, 0, 1, 1]
+    assert found["accuracy_minus_pixels"].tolist() == [0, 1, -1, -1]
+
+
+# --- masks ---
+
+
+def masks(seed: int, exclusive: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (6, 4, 8, 8) that are half right, and masks in which nobody labelled a corner."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, 4, 8, 8, generator=generator)
+    if exclusive:
+        target = torch.where(torch.rand(6, 8, 8, generator=generator) < 0.5, logits.argmax(1), 0)
+        target[:, :2, :3] = IGNORE_INDEX
+    else:
+        target = ((logits > 0) & (torch.rand(6, 4, 8, 8, generator=generator) < 0.5)).float()
+        target[..., :2, :3] = math.nan
+    return logits, target
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_masks_agree_with_segmentation_models_pytorch_and_scikit_learn(seed, exclusive):
+    logits, target = masks(seed, exclusive)
+    keep = torch.ones(8, 8, dtype=torch.bool)
+    keep[:2, :3] = False
+    if exclusive:  # smp's arguments are (B, …) of class indices
+        stats = smp.get_stats(logits.argmax(1)[:, keep], target[:, keep], mode="multiclass", num_classes=4)
+    else:
+        stats = smp.get_stats((logits > 0).long()[..., keep], target[..., keep].long(), mode="multilabel")
+    got = metrics.segmentation(metrics.count_pixels(logits, target))
+    pooled = [one.sum(0, keepdim=True) for one in stats]
+    for name, function in (("iou", smp.iou_score), ("dice", smp.f1_score)):
+        per_class = function(*pooled, reduction="none")[0]
+        assert got[f"{name}_per_class"] == pytest.approx(per_class.tolist(), abs=1e-6)
+        scored = per_class[1:] if exclusive else per_class
+        assert got[f"{name}_dataset"] == pytest.approx(scored.mean().item(), abs=1e-6)
+        alone = function(*stats, reduction="none", zero_division=math.nan)[:, 1 if exclusive else 0 :]  # (6, K')
+        assert got[f"{name}_image"] == pytest.approx(alone.nanmean(1).mean().item(), abs=1e-6)
+    if exclusive:
+        y, answer = target[:, keep].flatten().numpy(), logits.argmax(1)[:, keep].flatten().numpy()
+        assert got["pixel_accuracy"] == pytest.approx(sk.accuracy_score(y, answer))
+        assert got["iou_per_class"] == pytest.approx(sk.jaccard_score(y, answer, average=None).tolist())
+        assert got["dice_per_class"] == pytest.approx(sk.f1_score(y, answer, average=None).tolist())
+    else:
+        right = ((logits > 0) == (target == 1))[..., keep].double().mean().item()
+        assert got["pixel_accuracy"] == pytest.approx(right)
+
+
+def test_masks_agree_with_torchmetrics_per_image():
+    logits, target = masks(0, exclusive=True)
+    target[:] = target.clamp(min=0)  # torchmetrics can't ignore
+    scored = MeanIoU(num_classes=4, include_background=False, input_format="index")(logits.argmax(1), target)
+    assert metrics.segmentation(metrics.count_pixels(logits, target))["iou_image"] == pytest.approx(
+        scored.item(), abs=1e-6
+    )
+    dice = DiceScore(4, include_background=False, average="macro", input_format="index", aggregation_level="global")
+    dice.update(logits.argmax(1), target)
+    expected = dice.compute().item()
+    assert metrics.segmentation(metrics.count_pixels(logits, target))["dice_dataset"] == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def test_masks_by_hand():
+    """Two images of four pixels and two kinds. The second image has no kind, and one pixel is answered in it."""
+    target = torch.tensor([[[[1, 1, 0, 0]], [[0, 0, 0, 1]]], [[[0, 0, 0, 0]], [[0, 0, 0, 0]]]]).float()
+    answer = torch.tensor([[[[1, 0, 1, 0]], [[0, 0, 0, 1]]], [[[1, 0, 0, 0]], [[0, 0, 0, 0]]]]).float() - 0.5
+    got = metrics.segmentation(metrics.count_pixels(answer, target))
+    assert got["dice_per_class"] == pytest.approx([2 * 1 / (2 + 2 + 1), 1.0])
+    assert got["iou_per_class"] == pytest.approx([1 / 4, 1.0])
+    assert got["dice_dataset"] == pytest.approx(0.7)
+    assert got["iou_image"] == pytest.approx(((1 / 3 + 1) / 2 + 0) / 2)  # the second kind of the second image has none
+    assert got["pixel_accuracy"] == pytest.approx(13 / 16)
+
+
+def test_masks_without_anything_to_find_have_no_overlap():
+    answer, target = -torch.ones(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
+    got = metrics.segmentation(metrics.count_pixels(answer, target))
+    assert got.pop("pixel_accuracy") == 1.0
+    assert got == {name: None for name in got if not name.endswith("class")} | {
+        "iou_per_class": [None],
+        "dice_per_class": [None],
+    }
+    answer[0], target[0] = 1, 1  # one image has something, and has it right
+    assert metrics.segmentation(metrics.count_pixels(answer, target))["dice_image"] == 1.0
+
+
+def test_the_background_is_no_part_of_a_mean():
+    target = torch.zeros(1, 4, 4).long()
+    target[0, 0, 0] = 1
+    background = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 4, 4)
+    got = metrics.segmentation(metrics.count_pixels(background, target))
+    assert (got["dice_dataset"], got["iou_image"]) == (0.0, 0.0)
+    assert got["pixel_accuracy"] == pytest.approx(15 / 16) and got["dice_per_class"][0] > 0.96
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_intervals_of_masks_are_those_of_drawn_images(exclusive):
+    counts = metrics.count_pixels(*masks(1, exclusive))
+    intervals = metrics.bootstrap(list(range(6)), masks=counts, num_resamples=300)
+    point = metrics.segmentation(counts)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(6, (300, 6), generator=generator)  # as `bootstrap` draws its groups
+    for name, bounds in intervals.items():
+        values = torch.tensor([metrics.segmentation(counts[rows])[name] for rows in drawn], dtype=torch.float64)
+        expected = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        assert list(bounds) == pytest.approx(expected, abs=1e-9)
+        assert bounds[0] <= point[name] <= bounds[1]

@@ -22,7 +22,8 @@ def test_auto(can_predict, num_classes, ordinal, expected):
 
 def test_every_metric_can_be_named():
     for name in SELECTION_METRICS:
-        assert resolve(name, True, 5, True, can_reconstruct=True) == name
+        of_masks = name.startswith(("dice", "iou", "pixel"))
+        assert resolve(name, True, 5, True, can_reconstruct=True, learns_masks=of_masks) == name
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,15 @@ def test_no_environment_left_is_the_user_s_to_mend():
 def test_every_protocol_has_its_checkpoint():
     assert sorted(PROTOCOLS.values()) == ["best", "last", "oracle"]
     assert "oracle" in next(name for name, checkpoint in PROTOCOLS.items() if checkpoint == "oracle")
+
+
+def test_an_algorithm_that_learns_masks_is_selected_by_dice():
+    assert resolve("auto", False, 5, True, learns_masks=True) == "dice_dataset"
+    assert resolve("auto", True, 5, True, learns_masks=True) == "dice_dataset"
+    assert resolve("iou_image", False, 0, False, learns_masks=True) == "iou_image"
+    assert resolve("total_loss", False, 0, False, learns_masks=True) == "total_loss"
+    assert all(SELECTION_METRICS[name] == "higher" for name in SELECTION_METRICS if name.startswith(("dice", "iou")))
+    with pytest.raises(UserError, match="kappa is a figure of labels, and this algorithm learns masks.*dice_dataset"):
+        resolve("kappa", True, 5, True, learns_masks=True)
+    with pytest.raises(UserError, match="needs an algorithm that learns masks.*one of kappa"):
+        resolve("dice_dataset", True, 5, True)

@@ -183,3 +183,54 @@ def test_a_confusion_names_its_true_and_its_predicted_classes():
         ["mild", "–", "0", "0", "0"],
     ]
     assert len(set(map(len, lines))) == 1
+
+
+def test_baselines_have_a_table_of_their_own_with_the_difference_beside_each():
+    figures = {"accuracy": 0.75, "accuracy_pca": 0.7, "accuracy_minus_pca": 0.05}
+    probe = record(**figures, intervals={"accuracy_minus_pca": [-0.0123, 0.1]})
+    summary = build([probe, record(accuracy=0.4, protocol=MAJORITY)], RUN)
+    head, _, row = rows(summary.markdown().partition("### Baselines")[2].partition("##")[0])
+    assert head == ["target", "protocol", "step", "n", "accuracy", "pca", "accuracy - pca"]
+    assert row == ["a", BEST, "1200", "40", "0.750", "0.700", "0.050 [-0.012, 0.100]"]
+    assert "accuracy - pca" in summary.text()
+    assert "Baselines" not in build([record(accuracy=0.7)], RUN).markdown()
+
+
+def test_masks_have_columns_of_their_own_and_a_table_per_class():
+    def masks(disc, cup, seed=0):
+        return record(
+            seed=seed, dice_dataset=(disc + cup) / 2, iou_image=0.5, pixel_accuracy=0.97, total_loss=0.3,
+            dice_per_class=[0.99, disc, cup], iou_per_class=[0.98, None, 0.25],
+        )  # fmt: skip
+
+    baseline = record(protocol="majority mask", dice_dataset=0.0, iou_image=0.0, pixel_accuracy=0.9)
+    run = RUN | {"class_names": ["retina", "disc", "cup"], "background": "retina", "select_by": "dice_dataset"}
+    text = build([masks(0.8, 0.4), baseline], run).markdown()
+    head, _, best, majority, *classes = rows(text)
+    assert head[4:] == ["Dice (all pixels)", "IoU (per image)", "pixel accuracy", "total_loss"]
+    assert best[4:] == ["0.600", "0.500", "0.970", "0.3"] and majority[1:] == [
+        "majority mask",
+        "–",
+        "40",
+        "0.000",
+        "0.000",
+        "0.900",
+        "–",
+    ]
+    assert classes[0] == ["target", "class", "Dice", "IoU"]
+    assert classes[2:] == [
+        ["a", "retina (background)", "0.990", "0.980"],
+        ["a", "disc", "0.800", "–"],
+        ["a", "cup", "0.400", "0.250"],
+    ]
+    assert "means over disc, cup, without the background" in text and "most pixels of the training masks" in text
+    assert "recall" not in text.lower()
+    two = rows(build([masks(0.8, 0.4), masks(0.6, 0.4, seed=1)], run | {"seeds": [0, 1]}).markdown())
+    assert ["a", "disc", "0.700 ± 0.141", "–"] in two
+    of_kinds = build([masks(0.8, 0.4)], run | {"background": None}).markdown()
+    assert "means over retina, disc, cup, without the background" in of_kinds
+
+
+def test_a_run_without_masks_has_no_word_of_them():
+    text = build([record(accuracy=0.7), record(accuracy=0.5, protocol=MAJORITY)], RUN).markdown()
+    assert "Dice" not in text and "mask" not in text

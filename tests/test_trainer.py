@@ -19,6 +19,7 @@ import domainbed
 from domainbed.cli.train import main
 from domainbed.errors import UserError
 from domainbed.registry import ALGORITHMS
+from domainbed.testing import untrained_run
 
 REPOSITORY = Path(__file__).parents[1]
 SHORT = ["--steps", "4", "--checkpoint_freq", "2", "--recon_freq", "2", "--tb_freq", "1", "batch_size=4"]
@@ -83,17 +84,25 @@ def test_held_out_images_are_never_trained_on_and_the_target_not_at_all(train, p
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
-def test_a_stopped_run_goes_on_bit_for_bit(train, photographs: Path, algorithm: str, precision: str) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(
+    train, photographs: Path, request: pytest.FixtureRequest, algorithm: str, precision: str
+) -> None:
     arguments = ["--data_dir", photographs, "--algorithm", algorithm, "--precision", precision, "--device", "cpu"]
+    dataset = "DR"
+    if ALGORITHMS[algorithm].needs_masks:
+        dataset, arguments[1] = "Manifest", request.getfixturevalue("photographs_with_masks")
+        arguments += ["--dataset", dataset, "width=4"]
     arguments += ["--test_envs", "0", *SHORT, "augment=crop_scale,horizontal_flip,color_jitter"]
     if algorithm == "VAE_DG":
         arguments += ["kl_anneal_end=4"]
+    for key, name in ALGORITHMS[algorithm].HParams.runs.items():
+        arguments += [f"{key}={untrained_run(ALGORITHMS[name], (3, 16, 16), num_classes=5).path}"]
     assert train("straight", *arguments)[0] == 0
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 3)  # between two checkpoints
         assert train("stopped", *arguments)[0] == 130
     assert train("stopped", "--resume")[0] == 0
-    straight, stopped = run_folder("straight"), run_folder("stopped")
+    straight, stopped = run_folder("straight", dataset), run_folder("stopped", dataset)
     for name in ("last", "best", "oracle", "init"):
         one, other = (load_file(f / "te_camera0/checkpoints" / name / "model.safetensors") for f in (straight, stopped))
         assert one.keys() == other.keys()

@@ -6,8 +6,9 @@ Device, precision and the optimiser's step belong to the engine, which is inject
 lines itself, so that a test or a notebook needs nothing else.
 """
 
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -21,7 +22,8 @@ from domainbed.errors import UserError
 from domainbed.hparams import Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt
 from domainbed.networks.encoders import TimmEncoder
 
-#: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,) or masks (B, H, W).
+#: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,). Where `needs_masks`, masks in
+#: their place: class indices (B, H, W), or kinds that may overlap (B, K, H, W), see `objectives.segmentation`.
 Minibatch = tuple[Tensor, Tensor]
 
 
@@ -69,7 +71,7 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Gives logits (B, K, H, W) of a mask."""
+    """Gives logits (B, K, H, W) of a mask for images (B, C, H, W), for a softmax or, of kinds, a sigmoid."""
 
     def segment(self, x: Tensor) -> Tensor: ...
 
@@ -88,12 +90,44 @@ class SeesClassCounts(Protocol):
     def set_class_counts(self, counts: Tensor) -> None: ...
 
 
+@runtime_checkable
+class SeesTrainingImages(Protocol):
+    """Wants the training images of all sources, as they are, once before the first step and on the run's device.
+
+    `batches()` iterates over (B, C, H, W) in [0, 1], as often as it is called. What is made of them belongs in buffers:
+    a run that goes on does not show them again.
+    """
+
+    def see_training_images(self, batches: Callable[[], Iterable[Tensor]]) -> None: ...
+
+
+@runtime_checkable
+class Baselines(Protocol):
+    """Gives class logits (B, K) of classifiers to compare `predict` with, by name, for images (B, C, H, W)."""
+
+    def baselines(self, x: Tensor) -> dict[str, Tensor]: ...
+
+
+def needs_label(algorithm: Any) -> bool:
+    """Whether an algorithm can't reconstruct images without being told their labels: `reconstruct(x, y)`."""
+    if not hasattr(algorithm, "reconstruct"):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(algorithm.reconstruct).parameters.values()
+    return sum(one.kind in positional and one.default is one.empty for one in parameters) > 1
+
+
+def reconstruct_with(algorithm: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Return the reconstruction (B, C, H, W) of images (B, C, H, W), given their labels (B,) only if it needs them."""
+    return algorithm.reconstruct(x, y) if needs_label(algorithm) else algorithm.reconstruct(x)
+
+
 class Algorithm(nn.Module):
     """What is trained. Subclasses write `losses`, and the capabilities that they have.
 
     Args:
         input_shape: (C, H, W) of the images.
-        num_classes: K; 0 where the images have no labels.
+        num_classes: K; 0 where the images have no labels. Where `needs_masks`, that of the masks.
         num_domains: number of training environments, the length of `minibatches`.
         hparams: an instance of the class's `HParams`, or a mapping of its keys.
 
@@ -120,6 +154,9 @@ class Algorithm(nn.Module):
     shared_in_evaluation: ClassVar[tuple[str, ...]] = ("encoder",)
     #: Whether training needs class labels.
     needs_labels: ClassVar[bool] = False
+    #: Whether it learns from masks, which then take the place of labels in a minibatch, and K is the number of their
+    #: classes. Its options are `MaskHParams`.
+    needs_masks: ClassVar[bool] = False
 
     step: Tensor
     hparams: Any
@@ -229,6 +266,14 @@ class LabelHParams(Algorithm.HParams):
     class_weights: Literal["none", "balanced"] | list[NonNegativeFloat] = Field(
         "none",
         description="weights of the classes in the label loss: none, balanced (N / (K N_k)), or a list of K numbers",
+    )
+
+
+class MaskHParams(Algorithm.HParams):
+    """Options of algorithms that learn from masks."""
+
+    output: Literal["auto", "softmax", "sigmoid"] = Field(
+        "auto", description="softmax: one class for each pixel; sigmoid: kinds that may overlap; auto: as the masks are"
     )
 
 

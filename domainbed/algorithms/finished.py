@@ -241,6 +241,7 @@ class Frozen(nn.Module):
     def __init__(self, algorithm: Algorithm) -> None:
         super().__init__()
         self.algorithm = algorithm.requires_grad_(False).eval()
+        self.training = False
 
     def train(self, mode: bool = True) -> "Frozen":
         """Leave the mode as it is."""
@@ -277,14 +278,22 @@ def frozen(key: str, run: FinishedRun | str, input_shape: tuple[int, int, int], 
 
 
 def warnings_of(
-    key: str, run: FinishedRun, *, dataset: str, target: list[str], trial_seed: int, preprocess: list[str]
+    key: str,
+    run: FinishedRun,
+    *,
+    dataset: str,
+    target: list[str],
+    trial_seed: int,
+    preprocess: list[str],
+    classes: list[str],
 ) -> list[str]:
     """Return what a reader of figures must know of a finished run that a run is built on.
 
     Args:
         key: the hyper-parameter that names it.
         run: its description.
-        dataset, trial_seed, preprocess: of the run that is built on it. target: the environments that it leaves out.
+        dataset, trial_seed, preprocess, classes: of the run that is built on it.
+        target: the environments that it leaves out.
     """
     found = []
     if run.dataset == dataset:
@@ -301,6 +310,8 @@ def warnings_of(
             )
     if run.preprocess != preprocess:
         found.append(f"{key} was trained on images preprocessed by {run.preprocess}, here it is {preprocess}")
+    if run.classes and classes and run.classes != classes:
+        found.append(f"{key} knows the classes {', '.join(run.classes)}, here they are {', '.join(classes)}")
     return found
 
 

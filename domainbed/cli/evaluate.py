@@ -73,11 +73,17 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     images = prepare(
         dataset, trial_seed=0, holdout_fraction=None, subset_size=None,
         cache_dir=Path(config.get("cache_dir") or default_cache_dir()), num_workers=default_num_workers(),
-        skip_unreadable=arguments.skip_unreadable, strict=False, report=say,
+        skip_unreadable=arguments.skip_unreadable, strict=False, report=say, with_masks=algorithm.needs_masks,
     )  # fmt: skip
     if list(images.input_shape) != meta["input_shape"]:
         raise UserError(f"the model takes images of shape {tuple(meta['input_shape'])}, these are {images.input_shape}")
-    images.labels = translate(images.labels, images.classes, meta["classes"])
+    if algorithm.needs_masks and images.target_classes != meta["classes"]:
+        raise UserError(
+            f"the model learnt masks of {', '.join(meta['classes'])}, but those of these images are of "
+            f"{', '.join(images.target_classes)}. Choose the same ones, in that order, with mask_kinds=…"
+        )
+    if not algorithm.needs_masks:
+        images.labels = translate(images.labels, images.classes, meta["classes"])
     engine = Engine(arguments.device, arguments.precision or config["precision"])
     engine.prepare(algorithm)
     result: dict[str, Any] = {
@@ -94,6 +100,10 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             result["environments"][name]["majority"] = metrics.majority(
                 meta["train_counts"], outputs.labels, meta["ordinal"]
             )
+        if algorithm.needs_masks:
+            result["environments"][name]["majority"] = evaluator.majority_mask(
+                images, rows, meta["majority_mask"], config["eval_batch_size"]
+            )
     return finite(result)
 
 
@@ -108,7 +118,11 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple
         name = "DR"
     cls = DATASETS[name]
     recorded = next(iter(config["datasets"].values()))
-    keep = ("image_size", "preprocess", "augment", "group_pattern") if name != config["dataset"] else recorded
+    keep = (
+        ("image_size", "preprocess", "augment", "group_pattern", "mask_kinds")
+        if name != config["dataset"]
+        else recorded
+    )
     same = {key: recorded[key] for key in keep if key in recorded and key in cls.HParams.model_fields}
     same.pop("environments", None)  # the run's, not the new camera's
     given = read_arguments(arguments.settings).values
@@ -184,7 +198,8 @@ def table(found: dict[str, Any]) -> str:
             shown = "undefined" if value is None else f"{value:.4f}"
             between = f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
             majority = figures.get("majority", {}).get(key)
-            beside = f"   majority class {majority:.4f}" if majority is not None else ""
+            what = "mask" if "dice_dataset" in figures["metrics"] else "class"
+            beside = f"   majority {what} {majority:.4f}" if majority is not None else ""
             lines.append(f"  {title:<18} {shown}{between}{beside}")
         if counts := figures["metrics"].get("confusion"):
             lines += [f"  {line}" for line in confusion(found["classes"], counts)]

@@ -170,10 +170,13 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             skip_unreadable=settings.skip_unreadable,
             strict=settings.strict,
             report=say,
+            with_masks=configuration.algorithm.needs_masks,
         )
         say(f"{settings.dataset}: {len(images.names)} images of {images.input_shape[1]} x {images.input_shape[2]} px")
         for line in images.table():
             say(line)
+        if images.mask_classes:
+            say(images.mask_classes.describe())
         if not targets:
             say("one environment: training without a target, judged on its held-out images")
         say(f"{settings.algorithm} on {engine.describe()}; selected by {settings.select_by}")
@@ -252,7 +255,9 @@ def check_same_images(path: Path, now: str) -> None:
 
 
 def algorithm_needs(algorithm: Any, dataset: Any) -> None:
-    """Raise `UserError` before any work where the labels are not what the algorithm learns from."""
+    """Raise `UserError` before any work where the labels, or the masks, are not what the algorithm learns from."""
+    if algorithm.needs_masks:
+        dataset.chosen_masks()
     occurring = len({sample.label for sample in dataset.samples})
     if algorithm.needs_labels and (dataset.num_classes < 2 or occurring < 2):
         what = "no labels" if not dataset.num_classes else "images of one class only"
@@ -278,6 +283,7 @@ def resolve_automatic(
         dataset.num_classes,
         dataset.ordinal,
         hasattr(configuration.algorithm, "reconstruct"),
+        configuration.algorithm.needs_masks,
     )
     changed: dict[str, Any] = {
         "select_by": selected,
@@ -286,7 +292,11 @@ def resolve_automatic(
         "test_envs": [",".join(dataset.environments[environment] for environment in target) for target in targets],
     }
     settings = settings.model_copy(update=changed)
-    if "pretrained" in type(hparams).model_fields:
+    if configuration.algorithm.needs_masks:
+        hparams = hparams.model_copy(update={"output": mask_output(hparams.output, dataset.chosen_masks())})
+    if "pretrained" in type(hparams).model_fields and hparams.model is None:  # no backbone, so no weights of one
+        hparams = hparams.model_copy(update={"pretrained": "false"})
+    elif "pretrained" in type(hparams).model_fields:
         weights = pretrained.locate(hparams.model, hparams.pretrained)
         if weights.warning:
             notes.append(weights.message)
@@ -302,6 +312,21 @@ def resolve_automatic(
                 sources[key] = f"automatic, {sources.get(key, 'default')}"
     configuration.settings, configuration.algorithm_hparams = settings, hparams
     return settings, hparams, notes
+
+
+def mask_output(output: str, classes: Any) -> str:
+    """Return "softmax" or "sigmoid": what fits masks of exclusive classes, or of kinds that may overlap.
+
+    Raises:
+        UserError: the other one is asked for.
+    """
+    fitting = "softmax" if classes.exclusive else "sigmoid"
+    if output not in ("auto", fitting):
+        why = "each pixel has one class" if classes.exclusive else "a pixel may be of several kinds, or of none"
+        raise UserError(
+            f"output = {output} does not fit {classes.describe()}: {why}. Leave output out, or use output={fitting}"
+        )
+    return fitting
 
 
 def make_paths_absolute(configuration: Configuration) -> None:

@@ -5,6 +5,7 @@ image when asked: decoded, preprocessed, at its final size, as uint8. It holds n
 in `splits`, the decoded copy on disk in `packed`, randomness in `augment`, batches in `loaders`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -13,7 +14,9 @@ import numpy as np
 
 from domainbed import hparams
 from domainbed.datasets.augment import AUGMENTATIONS
+from domainbed.datasets.masks import MAX_KINDS, MaskClasses, to_plane
 from domainbed.datasets.preprocess import PREPROCESSINGS, Preprocess
+from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names, PositiveInt, names_in
 
 UNLABELLED = -1
@@ -59,6 +62,9 @@ class Dataset:
         augment: Annotated[Names, names_in(AUGMENTATIONS)] = Field(
             [], description=f"applied to training images only, in order: {', '.join(AUGMENTATIONS)}"
         )
+        mask_kinds: Names | None = Field(
+            None, description="kinds of masks that a segmenter learns, of those that there are; null for all"
+        )
 
     name: ClassVar[str] = ""
     #: Raise it when `read` begins to give other pixels for the same content, so that packed rows are made anew.
@@ -67,6 +73,8 @@ class Dataset:
     defaults: ClassVar[dict[str, object]] = {}
     #: Whether the classes are ordered (grades), so that a quadratic weighted kappa means something.
     ordinal: bool = False
+    #: Masks that there are, of all images together; None where there are none.
+    masks: MaskClasses | None = None
 
     environments: list[str]
     classes: list[str]
@@ -99,9 +107,82 @@ class Dataset:
         """
         raise NotImplementedError
 
-    def read_masks(self, index: int) -> dict[str, np.ndarray]:
-        """Return the masks of image `index` by name, bool or class-index uint8 (H, W); empty where there are none."""
+    def read_masks(self, index: int, kinds: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """Return the masks of image `index` by name, preprocessed with it; empty where there are none.
+
+        Args:
+            index: of the image.
+            kinds: those wanted; None for all.
+
+        Returns:
+            bool or uint8 (H, W), of the form that `masks.to_plane` takes.
+
+        Raises:
+            UnreadableImage: the image or a mask can't be decoded whole, or they are of different sizes.
+        """
         return {}
+
+    def has_mask(self, index: int, kind: str) -> bool:
+        """Whether image `index` has a mask of one of `masks.names`, known without reading it."""
+        return True
+
+    def mask_content(self, index: int, kinds: Collection[str]) -> str:
+        """Return a string that changes when the masks of image `index` do, beside its `content`.
+
+        Raises:
+            UnreadableImage: a file can't be opened.
+        """
+        return ""
+
+    def chosen_masks(self) -> MaskClasses:
+        """Return what a segmenter learns here: the classes of the masks, or the kinds that `mask_kinds` names.
+
+        Raises:
+            UserError: there are no masks, no such kind, too many kinds, or images without a mask.
+        """
+        asked = self.hparams.mask_kinds
+        if self.masks is None:
+            raise UserError(
+                f"{self.name} has no masks there. Choose a data set that has, such as --dataset FundusSegmentation, or "
+                "a Manifest with a column mask_<kind>; or an algorithm that needs none, such as --algorithm AE"
+            )
+        if self.masks.exclusive and asked is not None:
+            raise UserError(
+                f"mask_kinds = {','.join(asked)} chooses among kinds, but the masks of {self.name} hold one class for "
+                f"each pixel: {', '.join(self.masks.names)}. Leave it out"
+            )
+        for kind in asked or ():
+            if kind not in self.masks.names:
+                raise UserError(f"mask_kinds: there are no masks of {kind!r}{did_you_mean(kind, self.masks.names)}")
+        names = self.masks.names if asked is None else tuple(dict.fromkeys(asked))
+        if not self.masks.exclusive and not 0 < len(names) <= MAX_KINDS:
+            raise UserError(
+                f"mask_kinds chooses {len(names)} kinds, but a mask holds 1 to {MAX_KINDS} of them. Name some of "
+                f"{', '.join(self.masks.names)}"
+            )
+        without = {
+            kind: [sample.name for index, sample in enumerate(self.samples) if not self.has_mask(index, kind)]
+            for kind in names
+        }
+        lacking = [f"{len(found)} have none of {kind}, such as {found[0]}" for kind, found in without.items() if found]
+        if lacking:
+            raise UserError(
+                f"of {len(self.samples)} images, {'; '.join(lacking)}. Nobody says that they have nothing to mark, so "
+                "they can't be learnt from: add masks, leave these images out, or choose other kinds with mask_kinds"
+            )
+        return MaskClasses(names, self.masks.exclusive)
+
+    def read_mask(self, index: int, classes: MaskClasses) -> np.ndarray:
+        """Return the masks of image `index` as one plane, uint8 (H, W), see `masks`.
+
+        Args:
+            index: of the image.
+            classes: what `chosen_masks` returned.
+
+        Raises:
+            UnreadableImage: as `read_masks`; or a mask holds values that it can't have.
+        """
+        return to_plane(self.read_masks(index, None if classes.exclusive else classes.names), classes)
 
     def content(self, index: int) -> str:
         """Return a string that changes when the image does: a digest of the file, or of what generates it.

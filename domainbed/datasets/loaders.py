@@ -7,7 +7,6 @@ Where rows come from is `prepare` and `packed`; how they are changed is `augment
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from domainbed.datasets.augment import Augment
@@ -77,12 +76,17 @@ class TrainLoader:
         return rows[np.concatenate(chosen)]
 
     def minibatches(self, step: int) -> list[tuple[Tensor, Tensor]]:
-        """Return (images uint8 (B, C, H, W), labels (B,)) for every training environment."""
+        """Return (images uint8 (B, C, H, W), labels (B,)) for every training environment.
+
+        In a run with masks, these take the place of labels: (B, H, W) or (B, K, H, W), see `masks.to_target`. A mask is
+        changed with its image.
+        """
         batches = []
         for environment in self.environments:
             rows = self.row_indices(step, environment)
-            x, _ = self.augment(self.images.pixels(rows), self.keys(rows), self.seed, step)
-            batches.append((x, torch.from_numpy(self.images.labels[rows])))
+            planes = self.images.planes(rows)
+            x, planes = self.augment(self.images.pixels(rows), self.keys(rows), self.seed, step, planes)
+            batches.append((x, self.images.targets(rows, planes)))
         return batches
 
     def keys(self, rows: np.ndarray) -> list[int]:
@@ -96,7 +100,7 @@ class TrainLoader:
 
 
 def in_order(images: Images, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images uint8 (B, C, H, W), labels (B,)) of some rows, in their order, as they are."""
+    """Yield (images uint8 (B, C, H, W), labels (B,) or masks) of some rows, in their order, as they are."""
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
-        yield images.pixels(chosen), torch.from_numpy(images.labels[chosen])
+        yield images.pixels(chosen), images.targets(chosen, images.planes(chosen))

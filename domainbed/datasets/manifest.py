@@ -3,9 +3,14 @@
     path,environment,label,group,split,mask_vessels
     cam1/a.jpg,cam1,0,patient 7,train,masks/a.png
 
-One row is one image. `path` and `environment` are needed; `label`, `group` (a patient), `split` and masks (`mask`, or
-`mask_<kind>` for several kinds) may be left out, or empty in some rows. Paths are relative to the table's folder. Other
-columns are ignored. CSV has commas, semicolons or tabs between its fields; JSON is a list of objects with these keys.
+One row is one image. `path` and `environment` are needed; `label`, `group` (a patient), `split` and masks may be left
+out, or empty in some rows. Paths are relative to the table's folder. Other columns are ignored.
+
+A column `mask_<kind>` holds masks of one kind, 0 and one other value; kinds may overlap. A column `mask` is one more
+kind of that name, unless `mask_classes` names what its values 0, 1, 2, … stand for: then it holds one class for each
+pixel, the background first, and 255 where nobody labelled. `mask_ignore` marks such pixels for any of them.
+
+CSV has commas, semicolons or tabs between its fields; JSON is a list of objects with these keys.
 """
 
 import csv
@@ -13,14 +18,16 @@ import difflib
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from domainbed.datasets import images, labels, splits
 from domainbed.datasets.base import UNLABELLED, Dataset, Sample
+from domainbed.datasets.masks import IGNORED_KIND, MaskClasses, digest_files, read_files
 from domainbed.errors import UserError
+from domainbed.hparams import Field, Names
 from domainbed.registry import DATASETS
 
 COLUMNS = ("path", "environment", "label", "group", "split", "mask")
@@ -38,10 +45,21 @@ class Manifest(Dataset):
 
     Args:
         data_dir: the table, or a folder that holds exactly one.
-        hparams: the values of `Dataset.HParams`.
+        hparams: the values of `Manifest.HParams`.
     """
 
-    def __init__(self, data_dir: Path | None, hparams: Dataset.HParams) -> None:
+    class HParams(Dataset.HParams):
+        """What the values of masks mean."""
+
+        mask_classes: Names | None = Field(
+            None,
+            description="names of what the values 0, 1, 2, … of the column mask stand for, the background first; null: "
+            "its masks are 0 and one other value",
+        )
+
+    hparams: HParams
+
+    def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         super().__init__(data_dir, hparams)
         self._table = _find_table(data_dir)
         rows = _read_table(self._table)
@@ -57,6 +75,11 @@ class Manifest(Dataset):
             group = row.get("group") or name
             self.samples.append(Sample(number[environment], name, label, group, splits.spelled(row.get("split", ""))))
             self._masks.append({_kind(column): row[column] for column in row if _kind(column) and row[column]})
+        kinds = dict.fromkeys(kind for found in self._masks for kind in found if kind != IGNORED_KIND)
+        if hparams.mask_classes is not None:
+            self.masks = self._exclusive(hparams.mask_classes, list(kinds))
+        elif kinds:
+            self.masks = MaskClasses(tuple(kinds), exclusive=False)
 
     def read(self, index: int) -> np.ndarray:
         """Return image `index` as uint8 (H, W, C), decoded and preprocessed.
@@ -66,16 +89,34 @@ class Manifest(Dataset):
         """
         return self.preprocess(images.read_image(self._path(self.samples[index].name)))[0]
 
-    def read_masks(self, index: int) -> dict[str, np.ndarray]:
+    def read_masks(self, index: int, kinds: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Return the masks of image `index` by kind, uint8 (H, W), preprocessed with their image.
 
+        Args:
+            index: of the image.
+            kinds: those wanted, beside `mask_ignore`; None for all.
+
         Raises:
-            UnreadableImage: the image or a mask can't be decoded whole.
+            UnreadableImage: the image or a mask can't be decoded whole, or they are of different sizes.
         """
-        if not self._masks[index]:
+        paths = self._mask_paths(index, kinds)
+        if not paths:
             return {}
-        masks = {kind: images.read_mask(self._path(path)) for kind, path in self._masks[index].items()}
-        return self.preprocess(images.read_image(self._path(self.samples[index].name)), masks)[1]
+        image = images.read_image(self._path(self.samples[index].name))
+        return self.preprocess(image, read_files(paths, image))[1]
+
+    def has_mask(self, index: int, kind: str) -> bool:
+        """Whether the table names a mask of that kind for image `index`; where there are classes, a mask."""
+        return ("mask" if self.masks and self.masks.exclusive else kind) in self._masks[index]
+
+    def mask_content(self, index: int, kinds: Collection[str]) -> str:
+        """Return the SHA-256 of the files of the masks.
+
+        Raises:
+            UnreadableImage: one can't be opened.
+        """
+        exclusive = self.masks is not None and self.masks.exclusive
+        return digest_files(self._mask_paths(index, None if exclusive else kinds))
 
     def content(self, index: int) -> str:
         """Return the SHA-256 of the image's file.
@@ -84,6 +125,23 @@ class Manifest(Dataset):
             UnreadableImage: the file can't be opened.
         """
         return images.digest(self._path(self.samples[index].name))
+
+    def _mask_paths(self, index: int, kinds: Collection[str] | None) -> dict[str, Path]:
+        wanted = self._masks[index].keys() if kinds is None else {*kinds, IGNORED_KIND}
+        return {kind: self._path(path) for kind, path in self._masks[index].items() if kind in wanted}
+
+    def _exclusive(self, names: list[str], kinds: list[str]) -> MaskClasses:
+        if kinds != ["mask"]:
+            found = ", ".join("mask" if kind == "mask" else f"mask_{kind}" for kind in kinds) or "no masks"
+            raise UserError(
+                f"mask_classes names the values of a column mask, but {self._table} has {found}. Leave mask_classes "
+                "out, or give one column mask with a class for each pixel"
+            )
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise UserError(
+                f"mask_classes = {','.join(names)} must name two classes or more, each once, the background first"
+            )
+        return MaskClasses(tuple(names), exclusive=True)
 
     def _path(self, relative: str) -> Path:
         return self._table.parent / relative

@@ -3,9 +3,11 @@
     pack = packed.pack(dataset, indices, cache_dir, num_workers, report)
     pack.rows[3]                    # uint8 (H, W, C), image pack.indices[3] of the data set
 
-A pack is found again by what is in it: the data set's class, its preprocessing, and a digest of every image. An image
-that can't be read is left out and reported, never replaced; whether that stops the run is the caller's business, and so
-is which rows make a batch (`loaders`).
+For a run on masks, `pack.masks` has the plane of every image beside it (see `masks`).
+
+A pack is found again by what is in it: the data set's class, its preprocessing, and a digest of every image; with
+masks, also of what they hold. An image that can't be read, or whose mask can't, is left out and reported, never
+replaced; whether that stops the run is the caller's business, and so is which rows make a batch (`loaders`).
 """
 
 import contextlib
@@ -29,6 +31,7 @@ from tqdm import tqdm
 from domainbed.datasets import preprocess
 from domainbed.datasets.base import Dataset
 from domainbed.datasets.images import UnreadableImage, digests_remembered_in
+from domainbed.datasets.masks import MaskClasses
 from domainbed.errors import UserError
 
 FORMAT = 1
@@ -49,28 +52,39 @@ class Pack:
         indices: int64 (N,) index into the data set of every row, in the order asked for.
         contents: `dataset.content` of every row.
         unreadable: (name, reason) of the images left out, in the order asked for.
+        masks: uint8 (N, H, W) plane of every row, read-only, on disk; None unless asked for.
+        mask_contents: `dataset.mask_content` of every row; empty strings unless asked for.
     """
 
     rows: np.ndarray
     indices: np.ndarray
     contents: list[str]
     unreadable: list[tuple[str, str]]
+    masks: np.ndarray | None
+    mask_contents: list[str]
 
 
 def pack(
-    dataset: Dataset, indices: Sequence[int], cache_dir: Path, num_workers: int, report: Callable[[str], None]
+    dataset: Dataset,
+    indices: Sequence[int],
+    cache_dir: Path,
+    num_workers: int,
+    report: Callable[[str], None],
+    mask_classes: MaskClasses | None = None,
 ) -> Pack:
     """Return the images `indices` of `dataset` from `cache_dir`, decoding them first where they aren't there yet.
 
-    A pack is the folder `<cache_dir>/<data set>-<key>/` with `rows.npy` and `index.json`; any of them may be deleted.
-    It appears whole or not at all, and two processes that want the same one build it once.
+    A pack is the folder `<cache_dir>/<data set>-<key>/` with `rows.npy`, `masks.npy` where there are masks, and
+    `index.json`; any of them may be deleted. It appears whole or not at all, and two processes that want the same one
+    build it once.
 
     Args:
-        dataset: its `content` and `read` are called from several threads.
+        dataset: its `content`, `read`, `mask_content` and `read_mask` are called from several threads.
         indices: of the images; every one becomes a row or an entry of `unreadable`.
         cache_dir: made if it does not exist.
         num_workers: threads; 0 counts as 1.
         report: is given a line on what was found, built, or is waited for.
+        mask_classes: what the masks hold, as `dataset.chosen_masks` returned it; None for no masks.
 
     Raises:
         UserError: the folder can't be written, or the disk has too little room.
@@ -79,39 +93,57 @@ def pack(
     with _writing_to(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
     with digests_remembered_in(cache_dir / "digests.json"):
-        found = list(_in_order(lambda index: _content(dataset, index), indices, num_workers, "looking at images"))
-    contents = [content for content, _ in found]
-    store = _Store(dataset, indices, contents, cache_dir)
+        found = list(
+            _in_order(lambda index: _content(dataset, index, mask_classes), indices, num_workers, "looking at images")
+        )
+    contents, mask_contents = [content for content, _, _ in found], [content for _, content, _ in found]
+    store = _Store(dataset, indices, contents, cache_dir, mask_classes, mask_contents)
     opened = store.open(report)
     if opened is None:
         with store.locked(report):
             opened = store.open(report) or store.build(num_workers, report)
-    rows, positions, reasons = opened
-    reasons |= {str(position): reason for position, (_, reason) in enumerate(found) if reason}
+    (rows, *masks), positions, reasons = opened
+    reasons |= {str(position): reason for position, (_, _, reason) in enumerate(found) if reason}
     return Pack(
         rows=rows,
         indices=np.array([indices[position] for position in positions], dtype=np.int64),
         contents=[contents[position] for position in positions],
         unreadable=[(dataset.samples[indices[int(at)]].name, reasons[at]) for at in sorted(reasons, key=int)],
+        masks=masks[0] if masks else None,
+        mask_contents=[mask_contents[position] for position in positions],
     )
 
 
-# rows (N, H, W, C); the positions of the rows in the list of indices; the reason for every position that has no row.
-_Opened = tuple[np.ndarray, list[int], dict[str, str]]
+# rows (N, H, W, C), and masks (N, H, W) where there are any; the positions of the rows in the list of indices; the
+# reason for every position that has no row.
+_Opened = tuple[list[np.ndarray], list[int], dict[str, str]]
 
 
 class _Store:
     """One pack's folder: its key, and how it is opened and built."""
 
-    def __init__(self, dataset: Dataset, indices: list[int], contents: list[str], cache_dir: Path) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        indices: list[int],
+        contents: list[str],
+        cache_dir: Path,
+        mask_classes: MaskClasses | None,
+        mask_contents: list[str],
+    ) -> None:
         self.dataset, self.indices, self.contents, self.cache_dir = dataset, indices, contents, cache_dir
+        self.mask_classes = mask_classes
         channels, height, width = dataset.input_shape
-        self.row_shape = (height, width, channels)
+        #: Shape of one row in each of the pack's files.
+        self.row_shapes: dict[str, tuple[int, ...]] = {"rows.npy": (height, width, channels)}
+        if mask_classes is not None:
+            self.row_shapes["masks.npy"] = (height, width)
         cls = type(dataset)
         made_by = [
             [FORMAT, preprocess.VERSION, cls.__qualname__, dataset.version],
             [list(dataset.preprocess.names), dataset.preprocess.image_size],
             contents,
+            *([["masks", mask_classes.names, mask_classes.exclusive], mask_contents] if mask_classes else []),
         ]
         self.key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
         self.folder = cache_dir / f"{dataset.name or cls.__name__}-{self.key[:16]}"
@@ -123,22 +155,26 @@ class _Store:
         try:
             index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
             positions, reasons = index["positions"], index["unreadable"]
-            shape = (len(positions), *self.row_shape)
             if index["key"] != self.key:
                 raise ValueError("index.json belongs to another pack")
             if sorted([*positions, *map(int, reasons)]) != list(range(len(self.indices))):
                 raise ValueError("index.json does not name every image once")
-            found = (self.folder / "rows.npy").stat().st_size
-            if found != _HEADER_BYTES + int(np.prod(shape)):
-                raise ValueError(f"rows.npy has {found} bytes, not {_HEADER_BYTES + int(np.prod(shape))}")
-            rows = np.load(self.folder / "rows.npy", mmap_mode="r", allow_pickle=False)
-            if rows.shape != shape or rows.dtype != np.uint8:
-                raise ValueError(f"rows.npy holds {rows.dtype} {rows.shape}, not uint8 {shape}")
+            arrays = [self._load(name, (len(positions), *shape)) for name, shape in self.row_shapes.items()]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             report(f"{self.folder} is damaged ({error}): building it again")
             return None
         report(f"found {len(positions)} decoded images in {self.folder}")
-        return rows, positions, reasons
+        return arrays, positions, reasons
+
+    def _load(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return one file of the pack, memory-mapped; raise ValueError where it is not of that shape."""
+        found = (self.folder / name).stat().st_size
+        if found != _HEADER_BYTES + int(np.prod(shape)):
+            raise ValueError(f"{name} has {found} bytes, not {_HEADER_BYTES + int(np.prod(shape))}")
+        array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        if array.shape != shape or array.dtype != np.uint8:
+            raise ValueError(f"{name} holds {array.dtype} {array.shape}, not uint8 {shape}")
+        return array
 
     @contextlib.contextmanager
     def locked(self, report: Callable[[str], None]) -> Iterator[None]:
@@ -162,7 +198,7 @@ class _Store:
         try:
             with _writing_to(self.cache_dir):
                 draft.mkdir()
-            positions, reasons = self._write_rows(draft / "rows.npy", num_workers)
+            positions, reasons = self._write_rows(draft, num_workers)
             with _writing_to(self.cache_dir):
                 with open(draft / "index.json", "w", encoding="utf-8") as index:
                     json.dump({"key": self.key, "positions": positions, "unreadable": reasons}, index)
@@ -180,7 +216,7 @@ class _Store:
             raise OSError(errno.EIO, "a pack that was just written can't be read", str(self.folder))
         return opened
 
-    def _write_rows(self, path: Path, num_workers: int) -> tuple[list[int], dict[str, str]]:
+    def _write_rows(self, folder: Path, num_workers: int) -> tuple[list[int], dict[str, str]]:
         """Write every readable image; return the rows' positions, and the reasons by position of the others."""
         positions: list[int] = []
         reasons: dict[str, str] = {}
@@ -188,42 +224,49 @@ class _Store:
             images = _in_order(self._read, range(len(self.indices)), num_workers, "decoding images")
             stack.enter_context(contextlib.closing(images))  # ends its threads if writing fails
             with _writing_to(self.cache_dir):
-                file = stack.enter_context(open(path, "wb"))
-                file.write(_header((len(self.indices), *self.row_shape)))
-            for position, image in enumerate(images):
-                if isinstance(image, str):
-                    reasons[str(position)] = image
+                files = [stack.enter_context(open(folder / name, "wb")) for name in self.row_shapes]
+                for file, shape in zip(files, self.row_shapes.values(), strict=True):
+                    file.write(_header((len(self.indices), *shape)))
+            for position, arrays in enumerate(images):
+                if isinstance(arrays, str):
+                    reasons[str(position)] = arrays
                     continue
                 with _writing_to(self.cache_dir):
-                    file.write(image.data)
+                    for file, array in zip(files, arrays, strict=True):
+                        file.write(array.data)
                 positions.append(position)
             with _writing_to(self.cache_dir):
-                file.seek(0)
-                file.write(_header((len(positions), *self.row_shape)))
-                _flush(file)
+                for file, shape in zip(files, self.row_shapes.values(), strict=True):
+                    file.seek(0)
+                    file.write(_header((len(positions), *shape)))
+                    _flush(file)
         return positions, reasons
 
-    def _read(self, position: int) -> np.ndarray | str:
-        """Return a row, or the reason why there is none."""
+    def _read(self, position: int) -> list[np.ndarray] | str:
+        """Return a row of each of the pack's files, or the reason why there is none."""
         if self.contents[position] == _UNREADABLE:
             return _UNREADABLE
+        index = self.indices[position]
         try:
-            image = self.dataset.read(self.indices[position])
+            arrays = {"read": self.dataset.read(index)}
+            if self.mask_classes is not None:
+                arrays["read_mask"] = self.dataset.read_mask(index, self.mask_classes)
         except UnreadableImage as error:
             return str(error)
-        if image.shape != self.row_shape or image.dtype != np.uint8:
-            name, cls = self.dataset.samples[self.indices[position]].name, type(self.dataset).__name__
-            raise TypeError(f"{cls}.read gave {image.dtype} {image.shape} for {name}, not uint8 {self.row_shape}")
-        return np.ascontiguousarray(image)
+        for (method, array), shape in zip(arrays.items(), self.row_shapes.values(), strict=True):
+            if array.shape != shape or array.dtype != np.uint8:
+                name, cls = self.dataset.samples[index].name, type(self.dataset).__name__
+                raise TypeError(f"{cls}.{method} gave {array.dtype} {array.shape} for {name}, not uint8 {shape}")
+        return [np.ascontiguousarray(array) for array in arrays.values()]
 
     def _check_room(self) -> None:
-        needed = len(self.indices) * int(np.prod(self.row_shape)) + _SPARE_BYTES
+        needed = len(self.indices) * sum(int(np.prod(shape)) for shape in self.row_shapes.values()) + _SPARE_BYTES
         free = shutil.disk_usage(self.cache_dir).free
         if needed > free:
             raise UserError(
-                f"{len(self.indices)} decoded images of {' x '.join(map(str, self.row_shape))} need {_size(needed)}, "
-                f"but {self.cache_dir} has {_size(free)} free. Make room, or name a folder on another disk with "
-                "cache_dir=<folder>"
+                f"{len(self.indices)} decoded images of {' x '.join(map(str, self.row_shapes['rows.npy']))} need "
+                f"{_size(needed)}, but {self.cache_dir} has {_size(free)} free. Make room, or name a folder on another "
+                "disk with cache_dir=<folder>"
             )
 
 
@@ -239,12 +282,13 @@ def _writing_to(cache_dir: Path) -> Iterator[None]:
         ) from None
 
 
-def _content(dataset: Dataset, index: int) -> tuple[str, str]:
-    """Return an image's content, and why it has none."""
+def _content(dataset: Dataset, index: int, mask_classes: MaskClasses | None) -> tuple[str, str, str]:
+    """Return an image's content, that of its masks, and why it has none."""
     try:
-        return dataset.content(index), ""
+        masks = dataset.mask_content(index, mask_classes.names) if mask_classes else ""
+        return dataset.content(index), masks, ""
     except UnreadableImage as error:
-        return _UNREADABLE, str(error)
+        return _UNREADABLE, "", str(error)
 
 
 def _in_order(

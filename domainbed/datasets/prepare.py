@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domainbed.datasets import leakage, splits
+from domainbed.datasets import leakage, masks, splits
 from domainbed.datasets.base import UNLABELLED, Dataset
+from domainbed.datasets.masks import MaskClasses
 from domainbed.datasets.packed import pack
 from domainbed.errors import UserError
 
@@ -36,6 +37,9 @@ class Images:
         unreadable: (name, reason) of images that were left out.
         leaks: a line for each way in which an image is where it gives an answer away.
         contents: a digest of every image, or what it was drawn from.
+        mask_classes: what the masks hold; None in a run without masks.
+        masks: (N, H, W) uint8 planes (see `datasets.masks`), memory-mapped; None in a run without masks.
+        mask_contents: a digest of every image's masks.
     """
 
     environments: list[str]
@@ -50,16 +54,26 @@ class Images:
     unreadable: list[tuple[str, str]]
     leaks: list[str]
     contents: list[str]
+    mask_classes: MaskClasses | None
+    masks: np.ndarray | None
+    mask_contents: list[str]
+
+    @property
+    def target_classes(self) -> list[str]:
+        """Names of the K classes that an algorithm tells apart: those of the masks, or of the labels."""
+        return list(self.mask_classes.names) if self.mask_classes else self.classes
 
     def csv(self) -> str:
         """Which image is where: environment, split, label, group and content of every image, as a table."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", "environment", "split", "class", "group", "content"])
+        with_masks = self.mask_classes is not None
+        writer.writerow(["image", "environment", "split", "class", "group", "content", *["masks"] * with_masks])
         for row, name in enumerate(self.names):
             label = self.classes[self.labels[row]] if self.classes else ""
             environment = self.environments[self.environment[row]]
-            writer.writerow([name, environment, self.split[row], label, self.groups[row], self.contents[row]])
+            cells = [name, environment, self.split[row], label, self.groups[row], self.contents[row]]
+            writer.writerow([*cells, *[self.mask_contents[row]] * with_masks])
         return text.getvalue()
 
     @property
@@ -76,6 +90,38 @@ class Images:
     def pixels(self, rows: np.ndarray) -> Tensor:
         """Return uint8 (B, C, H, W), copied out of the memory map."""
         return torch.from_numpy(np.ascontiguousarray(self.rows[rows])).permute(0, 3, 1, 2)
+
+    def planes(self, rows: np.ndarray) -> Tensor | None:
+        """Return the masks as planes, uint8 (B, H, W), copied out of the memory map; None in a run without masks."""
+        return None if self.masks is None else torch.from_numpy(np.ascontiguousarray(self.masks[rows]))
+
+    def targets(self, rows: np.ndarray, planes: Tensor | None) -> Tensor:
+        """Return what an algorithm learns: class indices (B,) of some rows, or their masks in a run with masks.
+
+        Args:
+            rows: (B,) of the images.
+            planes: their masks, augmented or not; None in a run without masks.
+        """
+        if planes is None or self.mask_classes is None:
+            return torch.from_numpy(self.labels[rows])
+        return masks.to_target(planes, self.mask_classes)
+
+    def majority_mask(self, rows: np.ndarray) -> int | None:
+        """Return the plane value (see `masks`) of most labelled pixels of some rows; None in a run without masks.
+
+        Of exclusive classes it is the most frequent one; of kinds, all that cover more than half of the pixels.
+        """
+        if self.masks is None or self.mask_classes is None:
+            return None
+        pixels = np.zeros(256, np.int64)
+        for row in rows:
+            pixels += np.bincount(self.masks[row].ravel(), minlength=256)
+        pixels[masks.IGNORE] = 0
+        if self.mask_classes.exclusive:
+            return int(pixels.argmax())
+        bits = [1 << k for k in range(len(self.mask_classes.names))]
+        values = np.arange(256)
+        return sum(bit for bit in bits if 2 * pixels[values & bit > 0].sum() > pixels.sum())
 
     def table(self) -> list[str]:
         """Lines that say how many images of each class and split each environment has."""
@@ -105,6 +151,7 @@ def prepare(
     skip_unreadable: bool,
     strict: bool,
     report: Callable[[str], None],
+    with_masks: bool = False,
 ) -> Images:
     """Split, subset, decode and check a data set.
 
@@ -118,12 +165,14 @@ def prepare(
         skip_unreadable: whether images that can't be read are left out instead of stopping the run.
         strict: whether a leak stops the run.
         report: takes each line worth saying.
+        with_masks: whether the run learns from masks.
 
     Raises:
-        UserError: images can't be read, leaks under `strict`, a subset larger than an environment.
+        UserError: images can't be read, leaks under `strict`, a subset larger than an environment, masks that are asked
+            for and not there.
     """
     check_environment_names(dataset.environments)
-    samples = dataset.samples
+    samples, mask_classes = dataset.samples, dataset.chosen_masks() if with_masks else None
     if holdout_fraction is None:
         assigned = np.full(len(samples), splits.TEST)
     else:
@@ -131,7 +180,7 @@ def prepare(
     chosen = np.arange(len(samples))
     if subset_size is not None:
         chosen = splits.subset(samples, assigned, subset_size, trial_seed, dataset.environments)
-    packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, report)
+    packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, report, mask_classes)
     if packed.unreadable:
         listed = [f"  {name}: {reason}" for name, reason in packed.unreadable]
         if not skip_unreadable:
@@ -163,6 +212,9 @@ def prepare(
         unreadable=packed.unreadable,
         leaks=leaks,
         contents=packed.contents,
+        mask_classes=mask_classes,
+        masks=packed.masks,
+        mask_contents=packed.mask_contents,
     )
     empty = [name for index, name in enumerate(images.environments) if not len(images.select(index))]
     if empty:

@@ -1,6 +1,7 @@
 """Drawn fundus photographs as a data set. The drawing itself, and what its factors mean, is in `fundus_drawing`."""
 
 import hashlib
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -9,8 +10,9 @@ import numpy as np
 
 from domainbed.datasets import fundus_drawing
 from domainbed.datasets.base import Dataset, Sample
+from domainbed.datasets.masks import MaskClasses
 from domainbed.errors import UserError
-from domainbed.hparams import Field, NonNegativeInt, PositiveInt
+from domainbed.hparams import Field, Names, NonNegativeInt, PositiveInt
 from domainbed.registry import DATASETS
 
 
@@ -27,8 +29,12 @@ class SyntheticFundus(Dataset):
 
         num_images: PositiveInt = Field(500, description="photographs per camera")
         data_seed: NonNegativeInt = Field(0, description="seed of the eyes; another one gives other patients")
+        mask_kinds: Names | None = Field(
+            ["vessels", "disc", "cup"], description=f"masks that a segmenter learns: {', '.join(fundus_drawing.MASKS)}"
+        )
 
     ordinal = True
+    masks = MaskClasses(fundus_drawing.MASKS, exclusive=False)
     defaults: ClassVar[dict[str, object]] = {"steps": 2_000}
     hparams: HParams
 
@@ -56,10 +62,16 @@ class SyntheticFundus(Dataset):
         """Return photograph `index` as uint8 (H, W, C), drawn and preprocessed."""
         return self.preprocess(self._draw(index).image)[0]
 
-    def read_masks(self, index: int) -> dict[str, np.ndarray]:
-        """Return the masks of photograph `index` by name (`fundus_drawing.MASKS`), (H, W), preprocessed like it."""
+    def read_masks(self, index: int, kinds: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """Return the masks of photograph `index` by name (`fundus_drawing.MASKS`), bool (H, W), preprocessed like it.
+
+        Args:
+            index: of the photograph.
+            kinds: those wanted; None for all.
+        """
         photograph = self._draw(index, masks=True)
-        return self.preprocess(photograph.image, photograph.masks)[1]
+        wanted = {name: mask for name, mask in photograph.masks.items() if kinds is None or name in kinds}
+        return self.preprocess(photograph.image, wanted)[1]
 
     def factors(self, index: int) -> dict[str, object]:
         """Return what is true of photograph `index`, by name; units are at `fundus_drawing.Factors`."""

@@ -10,6 +10,7 @@ from PIL import Image
 from domainbed.datasets.base import Sample
 from domainbed.datasets.images import digest
 from domainbed.datasets.manifest import Manifest
+from domainbed.datasets.masks import MaskClasses
 from domainbed.errors import UserError
 
 
@@ -176,3 +177,38 @@ def test_not_utf8(root):
 def test_a_missing_image_is_listed(root):
     data = manifest(table(root, "path,environment\na.png,n\ngone.png,s\n"))
     assert [s.name for s in data.samples] == ["a.png", "gone.png"]
+
+
+def test_masks_of_classes(root):
+    Image.fromarray(np.repeat(np.array([0, 1, 2, 255], np.uint8), 100).reshape(20, 20)).save(root / "classes.png")
+    path = table(root, "path,environment,mask\na.png,n,classes.png\nb.png,s,classes.png\n")
+    data = manifest(path, mask_classes=["ground", "cat", "dog"])
+    classes = data.chosen_masks()
+    assert classes == MaskClasses(("ground", "cat", "dog"), exclusive=True)
+    assert data.read_mask(0, classes)[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [255] * 5
+    assert data.mask_content(0, classes.names) == f"mask {digest(root / 'classes.png')}"
+    assert manifest(path).chosen_masks() == MaskClasses(("mask",), exclusive=False)
+
+
+def test_a_mask_column_named_ignore_is_no_kind(root):
+    path = table(root, "path,environment,mask_disc,mask_ignore\na.png,n,left.png,left.png\nb.png,s,left.png,\n")
+    data = manifest(path)
+    classes = data.chosen_masks()
+    assert classes.names == ("disc",)
+    assert (data.read_mask(0, classes)[:, :10] == 255).all() and (data.read_mask(1, classes)[:, :10] == 1).all()
+    assert data.mask_content(0, ["disc"]) != data.mask_content(1, ["disc"])
+
+
+@pytest.mark.parametrize(
+    ("header", "hparams", "says"),
+    [
+        ("mask_disc", {"mask_classes": ["a", "b"]}, "names the values of a column mask, but .* has mask_disc"),
+        ("mask", {"mask_classes": ["a"]}, "must name two classes or more, each once"),
+        ("mask", {"mask_classes": ["a", "a"]}, "must name two classes or more, each once"),
+        ("mask", {"mask_classes": ["a", "b"], "mask_kinds": ["a"]}, "mask_kinds = a chooses among kinds"),
+    ],
+)
+def test_mask_classes_that_do_not_fit(root, header, hparams, says):
+    path = table(root, f"path,environment,{header}\na.png,n,left.png\nb.png,s,left.png\n")
+    with pytest.raises(UserError, match=says):
+        manifest(path, **hparams).chosen_masks()

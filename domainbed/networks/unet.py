@@ -1,0 +1,161 @@
+"""U-Net: a contracting path, an expanding path, and the features of the one beside those of the other at every level.
+
+    image --encoder--> features at 1, 1/2, 1/4, … of its size --decoder--> logits of the image's size
+
+Level l has a side of 1 / 2^l. The encoder is `ConvPyramid`, the paper's, or `TimmPyramid`, any backbone of timm with
+features at several sizes. An image of any size is accepted: it is padded to a multiple of the coarsest cell by
+repeating its border, half on either side, and the logits are cut back. Losses are in `objectives.segmentation`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from domainbed.errors import UserError
+from domainbed.networks.encoders import TimmEncoder
+
+
+class ConvPyramid(nn.Module):
+    """The contracting path of Ronneberger et al. 2015: two convolutions a level, channels doubled at each halving.
+
+    Args:
+        channels: C of the images.
+        width: channels of level 0.
+        depth: number of halvings.
+        down: "maxpool" halves by 2 x 2 max pooling; "strided" by a 3 x 3 convolution of stride 2 that keeps the
+            channels, as Springenberg et al. 2015 (arXiv 1412.6806) replace pooling. That one has weights of its own.
+
+    Attributes:
+        channels: of each level's features, by level.
+    """
+
+    def __init__(self, channels: int, width: int, depth: int, down: str) -> None:
+        super().__init__()
+        widths = [width * 2**level for level in range(depth + 1)]
+        self.channels = dict(enumerate(widths))
+        self.blocks = nn.ModuleList(
+            [_block(inputs, outputs) for inputs, outputs in zip([channels, *widths], widths, strict=False)]
+        )
+        self.downs = nn.ModuleList(
+            [nn.MaxPool2d(2) if down == "maxpool" else nn.Conv2d(one, one, 3, 2, 1) for one in widths[:-1]]
+        )
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """Return the features by level, (B, channels[l], H / 2^l, W / 2^l), for images (B, C, H, W) in [0, 1]."""
+        features = {0: self.blocks[0](x - 0.5)}
+        for level, (down, block) in enumerate(zip(self.downs, self.blocks[1:], strict=True), start=1):
+            features[level] = block(down(features[level - 1]))
+        return features
+
+
+class TimmPyramid(nn.Module):
+    """The features of a timm backbone at each of its sizes.
+
+    Args:
+        encoder: whose backbone, weights and normalisation are used; what comes after its features is dropped.
+
+    Attributes:
+        channels: of the features, by level; a level that the backbone skips is missing.
+
+    Raises:
+        UserError: the backbone has features at one size only.
+    """
+
+    def __init__(self, encoder: TimmEncoder, model: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        backbone: Any = encoder.backbone
+        info = backbone.feature_info if hasattr(backbone, "forward_intermediates") else []
+        last = {math.log2(one["reduction"]): (index, one["num_chs"]) for index, one in enumerate(info)}
+        if len(last) < 2 or any(not level.is_integer() for level in last):
+            raise UserError(
+                f"{model} has no features at several sizes, which a U-Net needs. Choose a convolutional model, such as "
+                "resnet18, or model=null for the plain U-Net"
+            )
+        self.indices = [index for index, _ in last.values()]
+        self.channels = {int(level): channels for level, (_, channels) in last.items()}
+        backbone.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """Return the features by level, (B, channels[l], H / 2^l, W / 2^l), for images (B, C, H, W) in [0, 1]."""
+        backbone: Any = self.encoder.backbone
+        x = (x - self.encoder.mean) / self.encoder.std
+        features = backbone.forward_intermediates(x, indices=self.indices, intermediates_only=True, output_fmt="NCHW")
+        return dict(zip(self.channels, features, strict=True))
+
+
+class UNetDecoder(nn.Module):
+    """The expanding path: the side doubled, the features of that level beside it, two convolutions.
+
+    Args:
+        channels: of the encoder's features, by level.
+        width: channels at level 0; doubled at each level below.
+        up: "transposed" doubles the side by a 2 x 2 transposed convolution of stride 2 (the paper's up-convolution);
+            "upsample" repeats every cell 2 x 2 times and convolves 3 x 3 (Odena et al. 2016, against checkerboards).
+        num_classes: K.
+    """
+
+    def __init__(self, channels: dict[int, int], width: int, up: str, num_classes: int) -> None:
+        super().__init__()
+        deepest = max(channels)
+        self.levels = list(range(deepest - 1, -1, -1))
+        inputs = channels[deepest]
+        ups, blocks = [], []
+        for level in self.levels:
+            outputs = width * 2**level
+            ups.append(_up(inputs, outputs, up))
+            blocks.append(_block(outputs + channels.get(level, 0), outputs))
+            inputs = outputs
+        self.ups, self.blocks = nn.ModuleList(ups), nn.ModuleList(blocks)
+        self.head = nn.Conv2d(inputs, num_classes, 1)
+
+    def forward(self, features: dict[int, Tensor]) -> Tensor:
+        """Return logits (B, K, H, W) for the features by level."""
+        x = features[max(features)]
+        for level, up, block in zip(self.levels, self.ups, self.blocks, strict=True):
+            x = up(x)
+            x = block(torch.cat([features[level], x], dim=1) if level in features else x)
+        return self.head(x)
+
+
+class UNetwork(nn.Module):
+    """Encoder and decoder, for images of any size.
+
+    Args:
+        encoder: a pyramid of features with an attribute `channels`, by level.
+        width, up, num_classes: of `UNetDecoder`.
+    """
+
+    def __init__(self, encoder: ConvPyramid | TimmPyramid, width: int, up: str, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = UNetDecoder(encoder.channels, width, up, num_classes)
+        self.cell = 2 ** max(encoder.channels)  # pixels a side of the coarsest cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, K, H, W) for images (B, C, H, W) in [0, 1]."""
+        high, wide = (-side % self.cell for side in x.shape[-2:])
+        left, right, top, bottom = wide // 2, wide - wide // 2, high // 2, high - high // 2
+        padded = F.pad(x, (left, right, top, bottom), mode="replicate") if high or wide else x
+        return F.pad(self.decoder(self.encoder(padded)), (-left, -right, -top, -bottom))
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    """Two convolutions of 3 x 3, padded, each with GroupNorm (Wu & He 2018) and ReLU.
+
+    GroupNorm, not BatchNorm: an answer must not depend on which images, or cameras, share the batch.
+    """
+    layers: list[nn.Module] = []
+    for before in (inputs, outputs):
+        groups = math.gcd(8, outputs) if outputs >= 16 else 1
+        layers += [nn.Conv2d(before, outputs, 3, padding=1, bias=False), nn.GroupNorm(groups, outputs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _up(inputs: int, outputs: int, up: str) -> nn.Module:
+    if up == "transposed":
+        return nn.ConvTranspose2d(inputs, outputs, 2, 2)
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(inputs, outputs, 3, padding=1))
