@@ -157,6 +157,8 @@ class Training:
         self.best: float | None = None
         self.oracle: float | None = None
         self.loader = self.make_loader()
+        train = np.concatenate([self.loader.rows[environment] for environment in self.sources])
+        self.majority_mask = self.images.majority_mask(train)
         self.scored = self.choose_selection_environments()
         self.hparams = self.bind_finished_runs()
 
@@ -422,7 +424,7 @@ class Training:
 
     def majority_figures(self) -> Iterator[dict[str, Any]]:
         """Figures of always answering the most frequent class of the training images, or of their masks' pixels."""
-        plane = self.majority_mask() if isinstance(self.algorithm, Segmenter) else None
+        plane = self.majority_mask if isinstance(self.algorithm, Segmenter) else None
         if plane is None and (not isinstance(self.algorithm, Predictor) or len(self.images.target_classes) < 2):
             return
         counts = self.train_counts()
@@ -442,11 +444,6 @@ class Training:
                     "n": len(rows), "num_groups": len(set(self.images.groups[rows])), "metrics": figures,
                     "intervals": {},
                 }  # fmt: skip
-
-    def majority_mask(self) -> int | None:
-        """The plane value that most pixels of the training masks have (see `datasets.masks`); None without masks."""
-        train = np.concatenate([self.images.select(e, "train") for e in self.sources])
-        return self.images.majority_mask(train)
 
     def train_counts(self) -> list[int]:
         """Number of training images per class; empty without labels, and where masks take their place."""
@@ -473,7 +470,7 @@ class Training:
             "ordinal": self.images.ordinal,
             "num_domains": len(self.sources),
             "train_counts": self.train_counts(),
-            **({"majority_mask": self.majority_mask()} if self.images.mask_classes else {}),
+            **({"majority_mask": self.majority_mask} if self.images.mask_classes else {}),
             "environments": self.images.environments,
             "sources": [self.images.environments[e] for e in self.sources],
             "machine": self.engine.describe(),

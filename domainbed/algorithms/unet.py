@@ -14,8 +14,9 @@ takes it from the data set's masks. `down` and `up` are two choices of how the s
 `networks.unet`; with `model`, a timm backbone takes the place of the contracting path, and `depth` and `down` are its.
 
 It differs from the paper where that is common today: convolutions are padded, so that the mask has the size of the
-image; GroupNorm follows each; the crops, the elastic deformation and the weights at borders between cells are left out.
-Images of all training environments are one batch, and nothing in the loss knows which one an image comes from.
+image; instance normalisation follows each; the crops, the elastic deformation and the weights at borders between cells
+are left out. Images of all training environments are one batch, and nothing in the loss knows which one an image comes
+from.
 """
 
 from typing import Any, Literal

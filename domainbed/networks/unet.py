@@ -3,8 +3,9 @@
     image --encoder--> features at 1, 1/2, 1/4, … of its size --decoder--> logits of the image's size
 
 Level l has a side of 1 / 2^l. The encoder is `ConvPyramid`, the paper's, or `TimmPyramid`, any backbone of timm with
-features at several sizes. An image of any size is accepted: it is padded to a multiple of the coarsest cell by
-repeating its border, half on either side, and the logits are cut back. Losses are in `objectives.segmentation`.
+features at several sizes. An image of any size is accepted: it is padded to a multiple of the coarsest cell, to two of
+them at least, by repeating its border, half on either side, and the logits are cut back. Losses are in
+`objectives.segmentation`.
 """
 
 import math
@@ -137,21 +138,23 @@ class UNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K, H, W) for images (B, C, H, W) in [0, 1]."""
-        high, wide = (-side % self.cell for side in x.shape[-2:])
+        high, wide = (max(2, math.ceil(side / self.cell)) * self.cell - side for side in x.shape[-2:])
         left, right, top, bottom = wide // 2, wide - wide // 2, high // 2, high - high // 2
         padded = F.pad(x, (left, right, top, bottom), mode="replicate") if high or wide else x
         return F.pad(self.decoder(self.encoder(padded)), (-left, -right, -top, -bottom))
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
-    """Two convolutions of 3 x 3, padded, each with GroupNorm (Wu & He 2018) and ReLU.
+    """Two convolutions of 3 x 3, padded, each with instance normalisation (Ulyanov et al. 2016) and ReLU.
 
-    GroupNorm, not BatchNorm: an answer must not depend on which images, or cameras, share the batch.
+    Not BatchNorm: an answer must not depend on which images, or cameras, share the batch. Not larger groups: they leave
+    whole channels off in every pixel, and then a narrow network with cross-entropy never answers a class of 2 % of the
+    pixels, because what is left can only vote against it. nnU-Net (Isensee et al. 2021) normalises so, too.
     """
     layers: list[nn.Module] = []
     for before in (inputs, outputs):
-        groups = math.gcd(8, outputs) if outputs >= 16 else 1
-        layers += [nn.Conv2d(before, outputs, 3, padding=1, bias=False), nn.GroupNorm(groups, outputs), nn.ReLU()]
+        # a group for each channel is instance normalisation
+        layers += [nn.Conv2d(before, outputs, 3, padding=1, bias=False), nn.GroupNorm(outputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
