@@ -39,10 +39,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("config", type=Path, help="configs/unet_disc.yaml or configs/unet_vessels.yaml")
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results_dir", type=Path, default=Path("results"))
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that hold for every cell")
-    arguments = parser.parse_intermixed_args()
+    parser.add_argument("--settings", nargs="+", default=[], metavar="key=value", help="that hold for every cell")
+    arguments = parser.parse_args()
     dataset = read_yaml(arguments.config)["dataset"]
     found: dict[Cell, list[dict[str, Any]]] = {}
     for cell in itertools.product(*FACTORS.values()):
@@ -62,13 +62,12 @@ def run(name: str, folder: Path, cell: Cell, arguments: argparse.Namespace) -> i
     """Train one cell with all seeds, or go on with it; return the exit status."""
     place = ["--results_dir", str(arguments.results_dir)]
     if (folder / "config.yaml").exists():
-        asked = [int(seed) for seed in arguments.seeds]
         recorded = read_yaml(folder / "config.yaml")
-        if (recorded["seeds"] or [recorded["seed"]]) == asked and len(list(folder.rglob("done"))) == len(asked):
+        if recorded["seeds"] == arguments.seeds and len(list(folder.rglob("done"))) == len(arguments.seeds):
             return 0
         return train("train_all", [name, "--resume", *place])
     choices = [f"{factor}={value}" for factor, value in zip(FACTORS, cell, strict=True)]
-    seeds = ["--seeds", *arguments.seeds]
+    seeds = ["--seeds", *map(str, arguments.seeds)]
     files = [str(arguments.config), "--data_dir", arguments.data_dir]
     return train("train_all", [name, *files, *seeds, *place, *choices, *arguments.settings])
 

@@ -147,6 +147,7 @@ def test_the_pack_depends_on_the_kinds_and_on_what_the_masks_hold(table: Path, t
 
 
 def test_kinds_come_in_the_order_that_is_asked_for(table: Path, tmp_path: Path) -> None:
+    images(table, tmp_path / "cache", mask_kinds=["bright", "top"])  # the same files, another pack
     found = images(table, tmp_path / "cache", mask_kinds=["top", "bright"])
     assert found.target_classes == ["top", "bright"] and ((found.masks[0] & 1) > 0).sum() == 8 * SIDE
 
