@@ -29,6 +29,7 @@ from torch import Tensor
 from domainbed import checkpoint, metrics
 from domainbed.algorithms import finished
 from domainbed.algorithms.base import Predictor
+from domainbed.cli import guarded
 from domainbed.datasets import splits
 from domainbed.errors import UserError
 from domainbed.reconstructions import to_image
@@ -46,16 +47,11 @@ def main() -> int:
     parser.add_argument("--num_images", type=int, default=1000, help="images to reconstruct under every label")
     parser.add_argument("--out", type=Path, default=Path("results/cvae_labels"), help="folder of the pictures")
     arguments = parser.parse_args()
-    try:
-        compare(arguments.runs, arguments.judge, arguments.num_images, arguments.out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return guarded(lambda: compare(arguments.runs, arguments.judge, arguments.num_images, arguments.out))
 
 
-def compare(runs: list[Path], judge_run: str | None, num_images: int, out: Path) -> None:
-    """Write the picture of every run, and print the table."""
+def compare(runs: list[Path], judge_run: str | None, num_images: int, out: Path) -> int:
+    """Write the picture of every run, and print the table; return the exit status."""
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for run in runs:
@@ -65,7 +61,7 @@ def compare(runs: list[Path], judge_run: str | None, num_images: int, out: Path)
             raise UserError(f"{run} is a run of {config['algorithm']}. Name runs of CVAE")
         judges: dict[str, Any] = {} if cvae.judge is None else {"own": cvae.judge.algorithm}
         if judge_run is not None:
-            judges["other"] = finished.frozen("--judge", judge_run, tuple(meta["input_shape"]), Predictor).algorithm
+            judges["other"] = finished.freeze("--judge", judge_run, tuple(meta["input_shape"]), Predictor).algorithm
         if not judges:
             raise UserError(f"{run} has no judge of its own. Name a classifier: --judge <run>")
         x, y = unseen_images(config, num_images)
@@ -77,6 +73,7 @@ def compare(runs: list[Path], judge_run: str | None, num_images: int, out: Path)
     print(table(rows))
     read = ", ".join(f"{share:.1%} by {name}" for name, share in rows[-1]["images"].items())
     print(f"\n{len(y)} images, read as their own label: {read}. Pictures are in {out}")
+    return 0
 
 
 def unseen_images(config: dict[str, Any], num_images: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from domainbed.cli import guarded
 from domainbed.cli.train import main as train
 from domainbed.hparams import read_yaml
 from domainbed.summary import BEST, MAJORITY_MASK
@@ -43,6 +44,11 @@ def main() -> int:
     parser.add_argument("--results_dir", type=Path, default=Path("results"))
     parser.add_argument("--settings", nargs="+", default=[], metavar="key=value", help="that hold for every cell")
     arguments = parser.parse_args()
+    return guarded(lambda: study(arguments))
+
+
+def study(arguments: argparse.Namespace) -> int:
+    """Train what is not trained yet, and write the tables; return the exit status."""
     dataset = read_yaml(arguments.config)["dataset"]
     found: dict[Cell, list[dict[str, Any]]] = {}
     for cell in itertools.product(*FACTORS.values()):

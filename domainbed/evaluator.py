@@ -5,9 +5,8 @@
     record = figures(outputs, ordinal=True, intervals=True)    # ready for JSON
 
 An algorithm is asked for `losses([(x, y)])`, and for `predict(x)`, `reconstruct(x)` and, where y is a mask,
-`segment(x)` if it has them. The figures
-themselves are in `metrics`; who is in which split is in `datasets.splits`; what a run selects by is in
-`model_selection`.
+`segment(x)` if it has them. The figures themselves are in `metrics`; who is in which split is in `datasets.splits`;
+what a run selects by is in `model_selection`.
 """
 
 import math
@@ -161,48 +160,37 @@ def computed_once(algorithm: Any) -> Iterator[None]:
                 module.forward = forward
 
 
-def figures(
-    outputs: Outputs, rows: Tensor | None = None, *, ordinal: bool, intervals: bool, seed: int = 0
-) -> dict[str, Any]:
-    """Figures of all images or of some, ready for JSON: a figure that is undefined or not finite is None.
+def figures(outputs: Outputs, *, ordinal: bool, intervals: bool, seed: int = 0) -> dict[str, Any]:
+    """Figures of all images, ready for JSON: a figure that is undefined or not finite is None.
 
     Args:
         outputs: of `evaluate`.
-        rows: (N,) bool, which images count; None is all. The losses are known for all images only.
         ordinal: whether the classes are ordered.
         intervals: whether to add 95 % bootstrap intervals over groups.
         seed: of the bootstrap.
 
     Returns:
         n, num_groups, metrics (name to figure), intervals (name to [low, high] or None; empty unless asked for). With
-        no image, metrics is empty; with a single class, it holds no figure of a classifier.
+        a single class, metrics holds no figure of a classifier.
     """
-    rows = torch.ones(len(outputs.labels), dtype=torch.bool) if rows is None else rows.cpu()
-    everything = bool(rows.all())
-    labels = outputs.labels[rows]
-    groups = [group for group, kept in zip(outputs.groups, rows.tolist(), strict=True) if kept]
+    labels, groups, probabilities = outputs.labels, outputs.groups, outputs.probabilities
+    if probabilities is not None and probabilities.shape[1] < 2:
+        probabilities = None
     record: dict[str, Any] = {"n": len(labels), "num_groups": len(set(groups)), "metrics": {}, "intervals": {}}
-    if not len(labels):
-        return record
-    probabilities = outputs.probabilities
-    if probabilities is not None:
-        probabilities = probabilities[rows] if probabilities.shape[1] > 1 else None
-    per_image = {name: values[rows] for name, values in outputs.per_image.items()}
     if probabilities is not None:
         record["metrics"] |= metrics.classification(probabilities, labels, ordinal)
-    masks = None if outputs.masks is None else outputs.masks[rows]
-    if masks is not None:
-        record["metrics"] |= metrics.segmentation(masks)
-    means = {name: values.double().mean().item() for name, values in per_image.items()}
-    record["metrics"] |= _finite(means | (outputs.losses if everything else {}))
+    if outputs.masks is not None:
+        record["metrics"] |= metrics.segmentation(outputs.masks)
+    means = {name: values.double().mean().item() for name, values in outputs.per_image.items()}
+    record["metrics"] |= _finite(means | outputs.losses)
     if intervals:
         found = metrics.bootstrap(
             groups,
             probabilities=probabilities,
             labels=labels,
             ordinal=ordinal,
-            per_image=per_image,
-            masks=masks,
+            per_image=outputs.per_image,
+            masks=outputs.masks,
             seed=seed,
         )
         record["intervals"] = {name: list(bounds) if bounds else None for name, bounds in found.items()}

@@ -198,7 +198,7 @@ def explain(key: str, info: FieldInfo, value: Any, error: ValidationError) -> st
 
 def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     """Return what values of a type are, in words."""
-    for item in metadata:
+    for item in reversed([*metadata]):  # what was said last is the most particular
         if isinstance(item, Kind):
             return item.text
     origin, arguments = get_origin(annotation), get_args(annotation)

@@ -151,9 +151,6 @@ class MaskCounts:
     counts: Tensor
     exclusive: bool
 
-    def __getitem__(self, rows: Tensor) -> "MaskCounts":
-        return MaskCounts(self.counts[rows], self.exclusive)
-
     @classmethod
     def joined(cls, parts: "Sequence[MaskCounts]") -> "MaskCounts":
         """Return the counts of several batches as one, on the CPU."""

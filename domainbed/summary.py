@@ -216,13 +216,11 @@ class Summary:
 
     def _baselines(self, records: Sequence[Record], intervals: bool) -> list[str]:
         """Accuracy beside that of the baselines which an algorithm brings along, and the paired differences."""
-        names = [metric[len(MINUS) :] for metric in _metrics(records) if metric.startswith(MINUS)]
-        if not names:
+        columns = baseline_columns(_metrics(records))
+        if not columns:
             return []
-        found = [record for record in records if f"{MINUS}{names[0]}" in record["metrics"]]
-        columns = {"accuracy": COLUMNS["accuracy"]}
-        for name in names:
-            columns |= {f"accuracy_{name}": name, f"{MINUS}{name}": f"accuracy - {name}"}
+        found = [record for record in records if columns.keys() & record["metrics"].keys()]
+        columns = {"accuracy": COLUMNS["accuracy"]} | columns
         head = ["", "### Baselines", ""] if intervals else ["", "Baselines", ""]
         return [*head, *self._per_target(found, intervals, columns)]
 
@@ -388,6 +386,14 @@ def build(records: Iterable[Record], run: Mapping[str, Any]) -> Summary:
     targets += _distinct(record["target"] for record in final.values() if record["target"] not in targets)
     ordered = sorted(final.values(), key=lambda record: (targets.index(record["target"]), record["seed"]))
     return Summary(run, ordered)
+
+
+def baseline_columns(metrics: Iterable[str]) -> dict[str, str]:
+    """Return the columns of the baselines that an algorithm brings along: accuracy and paired difference of each."""
+    names = [metric[len(MINUS) :] for metric in metrics if metric.startswith(MINUS)]
+    return {
+        key: text for name in names for key, text in ((f"accuracy_{name}", name), (MINUS + name, f"accuracy - {name}"))
+    }
 
 
 def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[str]:

@@ -349,7 +349,10 @@ def test_intervals_of_masks_are_those_of_drawn_images(exclusive):
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(6, (300, 6), generator=generator)  # as `bootstrap` draws its groups
     for name, bounds in intervals.items():
-        values = torch.tensor([metrics.segmentation(counts[rows])[name] for rows in drawn], dtype=torch.float64)
+        values = torch.tensor(
+            [metrics.segmentation(metrics.MaskCounts(counts.counts[rows], counts.exclusive))[name] for rows in drawn],
+            dtype=torch.float64,
+        )
         expected = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         assert list(bounds) == pytest.approx(expected, abs=1e-9)
         assert bounds[0] <= point[name] <= bounds[1]

@@ -27,11 +27,11 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm, concatenate
-from domainbed.hparams import Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt
+from domainbed.hparams import Field, Kind, Names, NonNegativeFloat, PositiveFloat, PositiveInt
 from domainbed.networks import layers
 from domainbed.networks.decoders import ConvDecoder
 from domainbed.networks.encoders import ConvEncoder
@@ -54,10 +54,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
 def _check(texts: list[str]) -> list[str]:
     if texts:
         layers.parse(texts)
@@ -65,8 +61,7 @@ def _check(texts: list[str]) -> list[str]:
 
 
 Layers = Annotated[
-    list[str],
-    BeforeValidator(_split),
+    Names,
     AfterValidator(_check),
     Kind("a list of layers, such as conv 16 3, relu, maxpool 2, code, upsample 2, conv image 3"),
 ]

@@ -149,6 +149,10 @@ class Algorithm(nn.Module):
         #: Keys that name a finished run (`finished.RunPath`), and the algorithm of a run that can serve there.
         runs: ClassVar[dict[str, str]] = {}
 
+        def needs_run(self, key: str) -> bool:
+            """Whether the algorithm can't do without the finished run of a key of `runs`."""
+            return True
+
     name: ClassVar[str] = ""
     #: Submodules without noise of their own, computed once per batch in evaluation however often they are asked.
     shared_in_evaluation: ClassVar[tuple[str, ...]] = ("encoder",)

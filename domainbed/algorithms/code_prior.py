@@ -27,7 +27,6 @@ from torch import Tensor
 from domainbed.algorithms import finished
 from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.algorithms.vqvae import Coder
-from domainbed.errors import UserError
 from domainbed.hparams import Field, PositiveFloat, PositiveInt
 from domainbed.networks.autoregressive import GatedPixelCNN
 from domainbed.registry import ALGORITHMS
@@ -52,9 +51,7 @@ class CodePrior(Algorithm):
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         h = self.hparams
-        if h.codes_run is None:
-            raise UserError(finished.missing("codes_run", "CodePrior", "VQVAE"))
-        self.frozen = finished.frozen("codes_run", h.codes_run, input_shape, Coder)
+        self.frozen = finished.frozen(h, "codes_run", input_shape, Coder)
         self.prior = GatedPixelCNN(self.coder.num_codes, h.hidden_dim, h.num_layers)
 
     @property

@@ -40,7 +40,8 @@ from domainbed.algorithms.finished import RunPath
 from domainbed.algorithms.variational import VAEHParams, VariationalObjective
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt
-from domainbed.networks.hierarchical import StridedDecoder, StridedEncoder
+from domainbed.networks.decoders import StridedDecoder
+from domainbed.networks.encoders import StridedEncoder
 from domainbed.objectives import gaussian, weights
 from domainbed.registry import ALGORITHMS
 
@@ -63,7 +64,9 @@ class CVAE(Algorithm):
         latent_dim: PositiveInt = Field(32, description="size D of z")
         width: PositiveInt = Field(32, description="channels of every convolution, of the encoder and the decoder")
         perturbed_share: Share = Field(0.1, description="share of labels that training replaces by another class")
-        judge_run: RunPath = Field(None, description="folder of a finished run whose classifier reads reconstructions")
+        judge_run: RunPath = Field(
+            None, description="finished run whose classifier reads reconstructions; with judge_weight=0 none is needed"
+        )
         judge_weight: NonNegativeFloat = Field(
             0.0, description="lambda, weight of the judge's cross-entropy; at 0 it only reports"
         )
@@ -71,11 +74,9 @@ class CVAE(Algorithm):
 
         runs: ClassVar[dict[str, str]] = {"judge_run": "ERM"}
 
-        def model_post_init(self, context: Any) -> None:
-            super().model_post_init(context)
-            if self.judge_weight and self.judge_run is None:
-                cvae = f"CVAE with judge_weight = {self.judge_weight:g}"
-                raise ValueError(f"{finished.missing('judge_run', cvae, 'ERM')}, or set judge_weight=0")
+        def needs_run(self, key: str) -> bool:
+            """Whether a judge is needed: not where it would have no weight."""
+            return self.judge_weight > 0
 
     needs_labels = True
     judge: finished.Frozen | None
@@ -91,7 +92,7 @@ class CVAE(Algorithm):
         self.embedding = nn.Embedding(num_classes, h.latent_dim if in_decoder else 2 * h.latent_dim)
         self.decoder = StridedDecoder(2 * h.latent_dim if in_decoder else h.latent_dim, input_shape, widths, stride=2)
         self.objective = VariationalObjective(h, input_shape, h.latent_dim)
-        self.judge = None if h.judge_run is None else self.make_judge(input_shape)
+        self.judge = self.make_judge(input_shape) if h.judge_run or h.needs_run("judge_run") else None
 
     def make_judge(self, input_shape: tuple[int, int, int]) -> finished.Frozen:
         """Return the frozen judge.
@@ -99,7 +100,7 @@ class CVAE(Algorithm):
         Raises:
             UserError: it can't be used: of another input size or number of classes, or no classifier.
         """
-        judge = finished.frozen("judge_run", self.hparams.judge_run, input_shape, Predictor)
+        judge = finished.frozen(self.hparams, "judge_run", input_shape, Predictor)
         if judge.algorithm.num_classes != self.num_classes:
             raise UserError(
                 f"judge_run: that run tells {judge.algorithm.num_classes} classes apart, but these images have "

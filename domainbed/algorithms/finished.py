@@ -62,11 +62,12 @@ RunPath = Annotated[
 ]
 
 
-def missing(key: str, algorithm: str, example: str) -> str:
-    """Return the message for a key that has to name a finished run and does not."""
-    return (
-        f"{algorithm} is built on a finished run, but {key} is not given. Train one first, such as python train_all.py "
-        f"first --algorithm {example}, and pass {key}=results/train_output/<dataset>/first"
+def missing(hparams: Any, key: str) -> UserError:
+    """Return the error for a key that has to name a finished run and does not."""
+    what = type(hparams).model_fields[key].description
+    return UserError(
+        f"{key} is not given, but the algorithm is built on it: {what}. Train one first, such as python "
+        f"train_all.py first --algorithm {hparams.runs[key]}, and pass {key}=results/train_output/<dataset>/first"
     )
 
 
@@ -74,20 +75,18 @@ def bind(hparams: Any, target: str, seed: int) -> Any:
     """Return the hyper-parameters with every path of a finished run replaced by the description of its model.
 
     Raises:
-        UserError: a run is missing, unfinished, or holds no model for this target and seed.
+        UserError: a run is not named, missing, unfinished, or holds no model for this target and seed.
     """
-    found = {key: getattr(hparams, key) for key in hparams.runs}
-    return hparams.model_copy(
-        update={
-            key: read(find(key, value, target, seed)) for key, value in found.items() if isinstance(value, str | Path)
-        }
-    )
+    for key in hparams.runs:
+        if hparams[key] is None and hparams.needs_run(key):
+            raise missing(hparams, key)
+    paths = {key: hparams[key] for key in hparams.runs if isinstance(hparams[key], str)}
+    return hparams.model_copy(update={key: read(find(key, path, target, seed)) for key, path in paths.items()})
 
 
 def runs_of(hparams: Any) -> dict[str, FinishedRun]:
     """Return the descriptions of the finished runs that bound hyper-parameters name, by key."""
-    found = {key: getattr(hparams, key) for key in hparams.runs}
-    return {key: run for key, run in found.items() if isinstance(run, FinishedRun)}
+    return {key: hparams[key] for key in hparams.runs if isinstance(hparams[key], FinishedRun)}
 
 
 def find(key: str, path: str | Path, target: str, seed: int) -> Path:
@@ -248,11 +247,26 @@ class Frozen(nn.Module):
         return self
 
 
-def frozen(key: str, run: FinishedRun | str, input_shape: tuple[int, int, int], capability: Any = None) -> Frozen:
+def frozen(hparams: Any, key: str, input_shape: tuple[int, int, int], capability: Any = None) -> Frozen:
+    """Return the algorithm of the finished run that a key names, frozen.
+
+    Args:
+        hparams: with the key. key: one of `hparams.runs`.
+        input_shape, capability: of `freeze`.
+
+    Raises:
+        UserError: the key names no run, or one that can't be used.
+    """
+    if hparams[key] is None:
+        raise missing(hparams, key)
+    return freeze(key, hparams[key], input_shape, capability)
+
+
+def freeze(key: str, run: FinishedRun | str, input_shape: tuple[int, int, int], capability: Any = None) -> Frozen:
     """Return the algorithm of a finished run, frozen.
 
     Args:
-        key: the hyper-parameter that names it, for messages.
+        key: what named the run, for messages.
         run: its description, or the path of an exported model or of a run that holds one.
         input_shape: (C, H, W) of the images that it will be given.
         capability: a protocol of `algorithms.base` that it must have, such as `Encoder`.

@@ -31,7 +31,9 @@ from torch import Tensor
 from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.algorithms.variational import VAEHParams, VariationalObjective
 from domainbed.hparams import Field, PositiveInt
-from domainbed.networks.hierarchical import BottomUp, Ladder, Level, StridedDecoder, StridedEncoder
+from domainbed.networks.decoders import StridedDecoder
+from domainbed.networks.encoders import StridedEncoder
+from domainbed.networks.hierarchical import BottomUp, Ladder, Level
 from domainbed.objectives import gaussian, weights
 from domainbed.registry import ALGORITHMS
 

@@ -37,8 +37,10 @@ from domainbed.errors import UserError
 from domainbed.hparams import Field, PositiveFloat, PositiveInt
 from domainbed.registry import ALGORITHMS
 
-#: More components would cost gigabytes: they are saved with every checkpoint, one float per value and component.
-MAX_COMPONENTS = 1024
+#: As many as an image of 3 x 32 x 32 has values.
+MAX_COMPONENTS = 3072
+#: Components are saved with every checkpoint, one float per value and component: no more than a GiB of them.
+MAX_FLOATS = 2**28
 #: Up to so many values, those of 3 x 32 x 32, the covariance is decomposed as a whole.
 EXACT_VALUES = 3072
 POWER_PASSES = 4
@@ -85,10 +87,7 @@ class LatentClassifier(Algorithm):
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         h = self.hparams
-        if h.encoder_run is None:
-            raise UserError(finished.missing("encoder_run", "LatentClassifier", "AE"))
-        capability = Encoder if h.layer == "latent" else None
-        frozen = finished.frozen("encoder_run", h.encoder_run, input_shape, capability)
+        frozen = finished.frozen(h, "encoder_run", input_shape, Encoder if h.layer == "latent" else None)
         self.inputs = ProbeInputs(frozen, h.layer, input_shape)
         self.heads = nn.ModuleDict(
             {name: make_head(size, h.hidden_dims, num_classes) for name, size in self.inputs.sizes.items()}
@@ -181,7 +180,7 @@ class ProbeInputs(nn.Module):
         with torch.no_grad():
             size = self.codes(torch.zeros(1, *input_shape)).shape[1]
         num_pixels = math.prod(input_shape)
-        self.sizes = {"latent": size, "pixels": num_pixels, "pca": min(size, num_pixels, MAX_COMPONENTS)}
+        self.sizes = {"latent": size, "pixels": num_pixels, "pca": components_beside(size, num_pixels)}
         self.standardise: Any = nn.ModuleDict({name: Standardise(size) for name, size in self.sizes.items()})
         self.register_buffer("components", torch.eye(num_pixels, self.sizes["pca"]))
 
@@ -227,6 +226,11 @@ class ProbeInputs(nn.Module):
             components, explained = principal_components(pixels, mean, self.sizes["pca"])
             self.components.copy_(components)
             self.standardise["pca"].set(torch.zeros_like(explained), explained)
+
+
+def components_beside(size: int, num_values: int) -> int:
+    """Return how many principal components of images with `num_values` stand beside a code of a size."""
+    return min(size, num_values, MAX_COMPONENTS, max(1, MAX_FLOATS // num_values))
 
 
 def mean_and_variance(batches: Batches) -> tuple[Tensor, Tensor]:

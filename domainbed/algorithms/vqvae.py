@@ -29,9 +29,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from domainbed.algorithms.base import Algorithm, concatenate
+from domainbed.algorithms.variational import LikelihoodHParams
 from domainbed.hparams import Field, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from domainbed.networks.quantizer import GridDecoder, GridEncoder, VectorQuantizer
-from domainbed.objectives.likelihoods import SCALED, make_likelihood, squared_error
+from domainbed.objectives.likelihoods import make_likelihood, squared_error
 from domainbed.registry import ALGORITHMS
 
 #: 2 sigma^2 = 0.063, the variance of CIFAR-10's values in [0, 1], by which the authors' code divides the squared error.
@@ -63,7 +64,7 @@ class Coder(Protocol):
 class VQVAE(Algorithm):
     """VQ-VAE: the code is a grid of indices into a codebook of moving averages (van den Oord et al. 2017)."""
 
-    class HParams(Algorithm.HParams):
+    class HParams(LikelihoodHParams):
         """Options of VQVAE."""
 
         num_codes: PositiveInt = Field(512, description="size K of the codebook")
@@ -77,21 +78,13 @@ class VQVAE(Algorithm):
             0.03, description="share of the mean use below which a code is put onto a vector of the batch"
         )
         likelihood: Literal["bernoulli", "continuous_bernoulli", "gaussian", "sigma_vae", "log_cosh"] = Field(
-            "gaussian", description="p(x|z): its negative logarithm is the reconstruction term"
+            "gaussian", description=LikelihoodHParams.model_fields["likelihood"].description
         )
-        sigma: PositiveFloat = Field(SIGMA, description="scale of likelihood gaussian and log_cosh, images in [0, 1]")
+        sigma: PositiveFloat = Field(SIGMA, description=LikelihoodHParams.model_fields["sigma"].description)
         recon_reduction: Literal["mean", "sum"] = Field(
             "mean", description="mean or sum, over pixels for the reconstruction and over the grid for the commitment"
         )
         lr: PositiveFloat = Field(3e-4, description="learning rate")
-
-        def model_post_init(self, context: Any) -> None:
-            super().model_post_init(context)
-            if self.sigma != SIGMA and self.likelihood not in SCALED:
-                raise ValueError(
-                    f"sigma = {self.sigma:g} is the scale of likelihood = {' and '.join(SCALED)}, but this run has "
-                    f"likelihood = {self.likelihood}. Leave sigma out, or choose one of those"
-                )
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)

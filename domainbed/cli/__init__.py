@@ -49,6 +49,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}. --help explains the options")
 
 
+def positive(text: str) -> int:
+    """Return a whole number of at least 1, as the type of an argument."""
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from domainbed.cli import Parser
+from domainbed.cli import Parser, positive
 from domainbed.cli.configuration import COMMAND_LINE, read_arguments
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", help="best, last, oracle or init (default: best)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", choices=["auto", "float32", "bf16"], help="default: the run's")
+    parser.add_argument("--eval_batch_size", type=positive, help="images in one batch (default: the run's)")
     parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
     parser.add_argument("--skip_unreadable", action="store_true", help="go on without images that can't be read")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -92,9 +93,10 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": meta["seed"], "trained_on": meta["sources"], "data_dir": str(arguments.data_dir),
         "classes": meta["classes"], "unreadable": images.unreadable, "notes": seen, "environments": {},
     }  # fmt: skip
+    batch_size = arguments.eval_batch_size or config["eval_batch_size"]
     for environment, name in enumerate(images.environments):
         rows = images.select(environment)
-        outputs = evaluator.evaluate_rows(algorithm, engine, images, rows, config["eval_batch_size"])
+        outputs = evaluator.evaluate_rows(algorithm, engine, images, rows, batch_size)
         result["environments"][name] = evaluator.figures(outputs, ordinal=meta["ordinal"], intervals=True)
         if sum(meta["train_counts"]) and outputs.probabilities is not None:
             result["environments"][name]["majority"] = metrics.majority(
@@ -102,7 +104,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             )
         if algorithm.needs_masks:
             result["environments"][name]["majority"] = evaluator.majority_mask(
-                images, rows, meta["majority_mask"], config["eval_batch_size"]
+                images, rows, meta["majority_mask"], batch_size
             )
     return finite(result)
 
@@ -183,7 +185,7 @@ def translate(labels: np.ndarray, classes: list[str], known: list[str]) -> np.nd
 
 def table(found: dict[str, Any]) -> str:
     """The figures as text: one line per figure with its interval, recall per class, confusion."""
-    from domainbed.summary import COLUMNS, confusion
+    from domainbed.summary import COLUMNS, baseline_columns, confusion
 
     lines = [f"NOTE: {note}" for note in found["notes"]] + [
         f"{found['run']}: checkpoint {found['checkpoint']} (step {found['step']}), trained on "
@@ -191,7 +193,7 @@ def table(found: dict[str, Any]) -> str:
     ]
     for name, figures in found["environments"].items():
         lines.append(f"{name}: {figures['n']} images in {figures['num_groups']} groups")
-        for key, title in COLUMNS.items():
+        for key, title in (COLUMNS | baseline_columns(figures["metrics"])).items():
             if key not in figures["metrics"]:
                 continue
             value, interval = figures["metrics"][key], figures["intervals"].get(key)

@@ -23,7 +23,7 @@ from domainbed.datasets.download import RemoteFile, fetch, unpack
 from domainbed.datasets.folder import folders_in, images_below, some
 from domainbed.datasets.images import IMAGE_SUFFIXES
 from domainbed.datasets.mnist import numbered
-from domainbed.datasets.sources import Files, Rows, Source, ZipMembers
+from domainbed.datasets.sources import Files, Rows, Source, SourceDataset, ZipMembers
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, PositiveInt
 from domainbed.registry import DATASETS
@@ -32,7 +32,7 @@ _SIDE_PX = 32
 _URL = "https://www.cs.toronto.edu/~kriz/"
 
 
-class _Cifar(Dataset):
+class _Cifar(SourceDataset):
     """Labelled photographs of 32 x 32 px in one environment."""
 
     class HParams(Dataset.HParams):
@@ -55,23 +55,7 @@ class _Cifar(Dataset):
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         super().__init__(data_dir, hparams)
         self.environments, self.classes = [self.name], list(self.class_names)
-        self._source, self.samples = self._open(data_dir)
-
-    def read(self, index: int) -> np.ndarray:
-        """Return image `index` as uint8 (H, W, C), preprocessed.
-
-        Raises:
-            UnreadableImage: an image file can't be decoded whole.
-        """
-        return self.preprocess(self._source.pixels(index))[0]
-
-    def content(self, index: int) -> str:
-        """Return the SHA-256 of the image's values, or of its file where it has one.
-
-        Raises:
-            UnreadableImage: an image file can't be read.
-        """
-        return self._source.content(index)
+        self.source, self.samples = self._open(data_dir)
 
     def _open(self, data_dir: Path | None) -> tuple[Source, list[Sample]]:
         """Return where the images are read from, and the samples, in one order."""

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from domainbed.datasets import sources
-from domainbed.datasets.base import Dataset, Sample
+from domainbed.datasets.base import Sample
 from domainbed.datasets.download import RemoteFile, fetch
 from domainbed.datasets.mnist import DIGIT_DEFAULTS, DIGITS, MNIST, check_digits, numbered, read_mnist
+from domainbed.datasets.sources import Rows, SourceDataset
 from domainbed.errors import UserError
 from domainbed.registry import DATASETS
 
@@ -32,7 +32,7 @@ _SIDE_PX = 16
 
 
 @DATASETS.register("Digits")
-class Digits(Dataset):
+class Digits(SourceDataset):
     """Handwritten digits 0 to 9 of two environments, MNIST and USPS, grey, at one size, with their test splits.
 
     USPS is 16 x 16 px and fills its frame more than MNIST's 28 x 28 px; both are resized to `image_size`, 28 unless
@@ -50,21 +50,13 @@ class Digits(Dataset):
         mnist = read_mnist(self.name, data_dir, hparams.download)
         assert data_dir is not None  # or the line above says so
         usps = read_usps(self.name, data_dir, hparams.download)
-        self._rows = sources.Rows(*(images for parts in (mnist, usps) for images, _ in parts.values()))
+        self.source = Rows(*(images for parts in (mnist, usps) for images, _ in parts.values()))
         self.samples = [
             Sample(i, f"{environment}/{name}", label, f"{environment}/{name}", split)
             for i, (environment, parts) in enumerate(zip(self.environments, (mnist, usps), strict=True))
             for split, (_, labels) in parts.items()
             for name, label in numbered(split, labels)
         ]
-
-    def read(self, index: int) -> np.ndarray:
-        """Return image `index` as uint8 (H, W, C), preprocessed."""
-        return self.preprocess(self._rows.pixels(index))[0]
-
-    def content(self, index: int) -> str:
-        """Return the SHA-256 of the image's values."""
-        return self._rows.content(index)
 
 
 def read_usps(needs: str, data_dir: Path, download: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:

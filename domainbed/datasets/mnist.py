@@ -18,11 +18,11 @@ from typing import Annotated, ClassVar
 import numpy as np
 from PIL import Image
 
-from domainbed.datasets import sources
 from domainbed.datasets.base import Dataset, Sample
 from domainbed.datasets.download import RemoteFile, fetch
 from domainbed.datasets.folder import folders_in
 from domainbed.datasets.preprocess import PREPROCESSINGS
+from domainbed.datasets.sources import Rows, SourceDataset
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Names, NonNegativeInt, PositiveInt, names_in
 from domainbed.registry import DATASETS
@@ -53,7 +53,7 @@ DIGIT_DEFAULTS: dict[str, object] = {"steps": 5_000, "batch_size": 64, "lr": 1e-
 
 
 @DATASETS.register("MNIST")
-class MNIST(Dataset):
+class MNIST(SourceDataset):
     """Handwritten digits 0 to 9, 28 x 28 px, grey: one environment with the publisher's test split.
 
     60,000 images for training, of which a part is held out as "val", and 10,000 for the test (LeCun et al. 1998).
@@ -75,21 +75,13 @@ class MNIST(Dataset):
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         super().__init__(data_dir, hparams)
         parts = read_mnist(self.name, data_dir, hparams.download)
-        self._rows = sources.Rows(*(images for images, _ in parts.values()))
+        self.source = Rows(*(images for images, _ in parts.values()))
         self.environments, self.classes = ["MNIST"], list(DIGITS)
         self.samples = [
             Sample(0, name, label, name, split)
             for split, (_, labels) in parts.items()
             for name, label in numbered(split, labels)
         ]
-
-    def read(self, index: int) -> np.ndarray:
-        """Return image `index` as uint8 (H, W, C), preprocessed."""
-        return self.preprocess(self._rows.pixels(index))[0]
-
-    def content(self, index: int) -> str:
-        """Return the SHA-256 of the image's values."""
-        return self._rows.content(index)
 
 
 class _ShiftedMNIST(Dataset):
@@ -111,7 +103,7 @@ class _ShiftedMNIST(Dataset):
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         super().__init__(data_dir, hparams)
         parts = read_mnist(self.name, data_dir, hparams.download)
-        self._rows = sources.Rows(*(images for images, _ in parts.values()))
+        self._rows = Rows(*(images for images, _ in parts.values()))
         self.environments, self.classes = list(self.shifts), list(self.class_names)
         digits = [digit for split, (_, labels) in parts.items() for digit in numbered(split, labels)]
         shuffled = np.argsort([self._draw("environment", name) for name, _ in digits], kind="stable")

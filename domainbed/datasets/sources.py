@@ -1,7 +1,8 @@
 """Where the images of a data set lie, if not as files of their own paths: rows of arrays, or members of a zip archive.
 
 A source has `pixels(index)`, uint8 (h, w, 3), and `content(index)`, a digest of what these pixels are read from. Both
-may be called from several threads. Which image belongs to which environment is the data set's business.
+may be called from several threads. Which image belongs to which environment is the data set's business; one whose
+samples are those of a source, in its order, is a `SourceDataset`.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from domainbed.datasets import images
+from domainbed.datasets.base import Dataset
 from domainbed.datasets.images import UnreadableImage
 
 
@@ -104,3 +106,21 @@ class ZipMembers:
                 return self._archive.read(self._names[index])
         except Exception as error:  # zlib, zipfile and the system each raise their own; a password is a RuntimeError
             raise UnreadableImage(f"can't be unpacked: {error}") from error
+
+
+class SourceDataset(Dataset):
+    """A data set that reads sample i from number i of its source.
+
+    Attributes:
+        source: set by a subclass, with `samples`.
+    """
+
+    source: Source
+
+    def read(self, index: int) -> np.ndarray:
+        """Return image `index` as uint8 (H, W, C), preprocessed; `UnreadableImage` if it can't be decoded whole."""
+        return self.preprocess(self.source.pixels(index))[0]
+
+    def content(self, index: int) -> str:
+        """Return a digest of what the image is read from; `UnreadableImage` if it can't be read."""
+        return self.source.content(index)

@@ -1,21 +1,18 @@
-"""Networks of a hierarchical VAE: strided convolutions with any widths, and two hierarchies of Gaussian levels.
+"""Two hierarchies of Gaussian levels between the features of an encoder and the code of a decoder.
 
-    image --StridedEncoder--> features --BottomUp or Ladder--> z_1, …, z_L;   z_1 --StridedDecoder--> image
+    image --encoder--> features --BottomUp or Ladder--> z_1, …, z_L;   z_1 --decoder--> image
 
 Level 1 is the lowest: the decoder reads it, and the standard normal prior is that of the highest, level L. A hierarchy
 is told how to `draw` from a Gaussian (a sample, or its mean), and returns for each level the posterior and the prior
 that the KL compares; divergences are in `objectives.gaussian`, the loss is in `algorithms.hvae`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from domainbed.errors import UserError
 from domainbed.objectives.precision import at_least_float32
 
 #: log sigma stays within +-5, as in the published code of NVAE (Vahdat & Kautz 2020): sigma between 0.007 and 148.
@@ -23,71 +20,6 @@ LOGVAR_BOUND = 10.0
 
 #: Turns mean and logvar, (B, D) each, into z, (B, D).
 Draw = Callable[[Tensor, Tensor], Tensor]
-
-
-class StridedEncoder(nn.Module):
-    """One convolution per width: the first keeps the resolution, each further one divides it by `stride`.
-
-    An image whose side is no multiple of stride^(layers - 1) is padded with grey, half on either side. Kernels are
-    twice as wide as the stride (3 for stride 1), so that every pixel is seen equally often.
-
-    Args:
-        input_shape: (C, H, W).
-        hidden_dims: widths of the layers.
-        stride: of all layers but the first.
-
-    Attributes:
-        grid: (C', H', W') of the last layer.
-        num_features: F, the flattened grid.
-
-    Raises:
-        UserError: the image has fewer pixels a side than the strides divide by.
-    """
-
-    def __init__(self, input_shape: tuple[int, int, int], hidden_dims: Sequence[int], stride: int) -> None:
-        super().__init__()
-        channels, *size = input_shape
-        self.margins, self.grid = _geometry(size, hidden_dims, stride)
-        layers: list[nn.Module] = [nn.Conv2d(channels, hidden_dims[0], 3, padding=1)]
-        for inputs, outputs in zip(hidden_dims, hidden_dims[1:], strict=False):
-            layers += [_norm(inputs), nn.LeakyReLU(0.01), nn.Conv2d(inputs, outputs, *_window(stride))]
-        self.layers = nn.Sequential(*layers, _norm(hidden_dims[-1]), nn.LeakyReLU(0.01), nn.Flatten())
-        self.num_features = math.prod(self.grid)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, F) for images (B, C, H, W) in [0, 1]."""
-        return self.layers(F.pad(x - 0.5, self.margins))
-
-
-class StridedDecoder(nn.Module):
-    """The mirror image of `StridedEncoder`: a linear layer to its grid, back up, and a last layer of stride 1.
-
-    Args:
-        latent_dim: D.
-        output_shape: (C, H, W) of the image.
-        hidden_dims, stride: of the encoder, in the encoder's order.
-
-    Raises:
-        UserError: as for `StridedEncoder`.
-    """
-
-    def __init__(
-        self, latent_dim: int, output_shape: tuple[int, int, int], hidden_dims: Sequence[int], stride: int
-    ) -> None:
-        super().__init__()
-        channels, *size = output_shape
-        (left, right, top, bottom), grid = _geometry(size, hidden_dims, stride)
-        self.margins = (-left, -right, -top, -bottom)  # what the encoder pads, the decoder cuts off
-        layers: list[nn.Module] = [nn.Linear(latent_dim, math.prod(grid)), nn.Unflatten(1, grid)]
-        widths = list(reversed(hidden_dims))
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
-            layers += [_norm(inputs), nn.LeakyReLU(0.01), nn.ConvTranspose2d(inputs, outputs, *_window(stride))]
-        layers += [_norm(widths[-1]), nn.LeakyReLU(0.01), nn.Conv2d(widths[-1], channels, 3, padding=1)]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return the raw output (B, C, H, W), such as logits, for latents (B, D)."""
-        return F.pad(self.layers(z), self.margins)
 
 
 class ConditionalGaussian(nn.Module):
@@ -219,34 +151,6 @@ def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[
     share = torch.sigmoid(second_logvar - first_logvar)  # of the first in the sum of precisions
     mean = second_mean + share * (first_mean - second_mean)
     return mean, -torch.logaddexp(-first_logvar, -second_logvar)
-
-
-def _geometry(
-    size: Sequence[int], hidden_dims: Sequence[int], stride: int
-) -> tuple[tuple[int, int, int, int], tuple[int, int, int]]:
-    """Return the padding (left, right, top, bottom) that makes a size divisible, and the grid of the last layer."""
-    height, width = size
-    factor = stride ** (len(hidden_dims) - 1)
-    if min(height, width) < factor:
-        raise UserError(
-            f"{len(hidden_dims)} layers (encoder_hidden_dims = {list(hidden_dims)}) with stride {stride} divide an "
-            f"image's side by {factor}, but these are of {height} x {width} px. Give fewer layers, a smaller stride, "
-            f"or image_size={factor} or more"
-        )
-    below, beside = -height % factor, -width % factor
-    margins = (beside // 2, beside - beside // 2, below // 2, below - below // 2)
-    return margins, (hidden_dims[-1], (height + below) // factor, (width + beside) // factor)
-
-
-def _window(stride: int) -> tuple[int, int, int]:
-    """Kernel, stride and padding with which a convolution divides a side by `stride` exactly, and back."""
-    kernel = max(3, 2 * stride)
-    return kernel, stride, (kernel - stride) // 2
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 8 groups where that leaves at least two channels for each, else of one."""
-    return nn.GroupNorm(math.gcd(8, channels) if channels >= 16 else 1, channels)
 
 
 def _hidden(inputs: int, outputs: int) -> list[nn.Module]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from domainbed.networks import padding
+
 #: Laplace smoothing of the counts, and of the frequencies (the authors' code, Sonnet).
 EPSILON = 1e-5
 
@@ -146,7 +148,9 @@ class GridEncoder(nn.Module):
     ) -> None:
         super().__init__()
         channels, *size = input_shape
-        self.margins, self.grid = _geometry(size, num_halvings)
+        factor = 2**num_halvings
+        self.margins = padding.to_multiple(size, factor)
+        self.grid = (math.ceil(size[0] / factor), math.ceil(size[1] / factor))
         widths = [channels, *_widths(hidden_dim, num_halvings)]
         layers: list[nn.Module] = []
         for inputs, outputs in zip(widths, widths[1:], strict=False):
@@ -172,7 +176,8 @@ class GridDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels, *size = output_shape
-        self.margins = [-margin for margin in _geometry(size, num_halvings)[0]]  # what the encoder pads is cut off
+        # what the encoder pads is cut off
+        self.margins = [-margin for margin in padding.to_multiple(size, 2**num_halvings)]
         widths = [*reversed(_widths(hidden_dim, num_halvings)), channels]
         layers: list[nn.Module] = [nn.Conv2d(code_dim, hidden_dim, 3, padding=1), *_blocks(hidden_dim, num_blocks)]
         for inputs, outputs in zip(widths, widths[1:], strict=False):
@@ -182,14 +187,6 @@ class GridDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Return the raw output (B, C, H, W), such as logits, for vectors (B, D, h, w)."""
         return F.pad(self.layers(z), self.margins)
-
-
-def _geometry(size: list[int], num_halvings: int) -> tuple[list[int], tuple[int, int]]:
-    """Return the padding [left, right, top, bottom] that makes a size (H, W) divisible, and the grid (h, w)."""
-    factor = 2**num_halvings
-    below, beside = (-side % factor for side in size)
-    margins = [beside // 2, beside - beside // 2, below // 2, below - below // 2]
-    return margins, ((size[0] + below) // factor, (size[1] + beside) // factor)
 
 
 def _widths(hidden_dim: int, num_halvings: int) -> list[int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from domainbed.errors import UserError
+from domainbed.networks import padding
 from domainbed.networks.encoders import TimmEncoder
 
 
@@ -138,10 +139,9 @@ class UNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K, H, W) for images (B, C, H, W) in [0, 1]."""
-        high, wide = (max(2, math.ceil(side / self.cell)) * self.cell - side for side in x.shape[-2:])
-        left, right, top, bottom = wide // 2, wide - wide // 2, high // 2, high - high // 2
-        padded = F.pad(x, (left, right, top, bottom), mode="replicate") if high or wide else x
-        return F.pad(self.decoder(self.encoder(padded)), (-left, -right, -top, -bottom))
+        margins = padding.to_multiple(x.shape[-2:], self.cell, least=2)
+        padded = F.pad(x, margins, mode="replicate") if any(margins) else x
+        return F.pad(self.decoder(self.encoder(padded)), [-margin for margin in margins])
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

@@ -161,9 +161,8 @@ class LogCosh(Likelihood):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         check_unit_range(target)
-        size = (self.mean(output) - target).abs() / self.sigma
-        log_cosh = size + F.softplus(-2 * size) - math.log(2)
-        return log_cosh.flatten(1).sum(1) + target[0].numel() * math.log(math.pi * self.sigma)
+        distance = (self.mean(output) - target) / self.sigma
+        return log_cosh(distance).flatten(1).sum(1) + target[0].numel() * math.log(math.pi * self.sigma)
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
@@ -215,6 +214,12 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
         (B,), float32 or more.
     """
     return (at_least_float32(output) - at_least_float32(target)).square().flatten(1).sum(1)
+
+
+def log_cosh(x: Tensor) -> Tensor:
+    """Logarithm of cosh, elementwise, without overflow: |x| + softplus(-2 |x|) - log 2."""
+    size = x.abs()
+    return size + F.softplus(-2 * size) - math.log(2)
 
 
 def check_unit_range(target: Tensor) -> None:

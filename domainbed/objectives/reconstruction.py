@@ -3,13 +3,10 @@
 `squared_error`, `bernoulli_nll` and everything that is -log p(x|z) are in `likelihoods`.
 """
 
-import math
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from domainbed.objectives.likelihoods import check_unit_range
+from domainbed.objectives import likelihoods
 from domainbed.objectives.precision import at_least_float32
 
 #: Keras' `epsilon()`: how far its cross-entropy keeps a prediction away from 0 and 1.
@@ -33,7 +30,7 @@ def clipped_bce(output: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the target leaves [0, 1].
     """
-    check_unit_range(target)
+    likelihoods.check_unit_range(target)
     p = at_least_float32(output).clamp(KERAS_EPSILON, 1 - KERAS_EPSILON)
     target = target.to(p.dtype)
     return -(target * p.log() + (1 - target) * torch.log1p(-p)).flatten(1).sum(1)
@@ -50,5 +47,4 @@ def log_cosh(output: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B,), float32 or more.
     """
-    size = (at_least_float32(output) - at_least_float32(target)).abs()
-    return (size + F.softplus(-2 * size) - math.log(2)).flatten(1).sum(1)
+    return likelihoods.log_cosh(at_least_float32(output) - at_least_float32(target)).flatten(1).sum(1)

@@ -87,7 +87,7 @@ def test_its_checkpoint_holds_the_finished_run() -> None:
 
 
 def test_it_asks_for_a_run() -> None:
-    with pytest.raises(UserError, match="CodePrior is built on a finished run, but codes_run is not given"):
+    with pytest.raises(UserError, match="codes_run is not given.* --algorithm VQVAE"):
         CodePrior(SHAPE, 3, 2, {})
 
 

@@ -208,8 +208,12 @@ def test_the_encoder_of_the_mnist_presets_has_about_8000_parameters():
 
 
 def test_what_can_not_be_is_one_message():
-    with pytest.raises(ValueError, match="CVAE with judge_weight = 100 is built on a finished run, but judge_run is"):
-        CVAE.HParams(judge_weight=100)
+    message = "judge_run is not given.* with judge_weight=0 none is needed. .* --algorithm ERM"
+    with pytest.raises(UserError, match=message):
+        finished.bind(CVAE.HParams(judge_weight=100), "none", 0)
+    with pytest.raises(UserError, match=message):
+        CVAE(SHAPES[0], 3, 2, {"judge_weight": 100})
+    assert finished.bind(CVAE.HParams(), "none", 0).judge_run is None
     with pytest.raises(UserError, match="one class only"):
         CVAE((3, 32, 32), 1, 1, {})
     erm, judge = untrained_run(ERM, SHAPES[0]), {"judge_weight": 1.0, **SMALL}

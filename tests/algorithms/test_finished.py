@@ -1,11 +1,12 @@
 """A finished run as a part of another: the right model is found, it never moves, and the run on top stays whole."""
 
+import inspect
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import domainbed
 from domainbed.algorithms import finished
@@ -16,7 +17,36 @@ from domainbed.hparams import Field
 from domainbed.registry import ALGORITHMS
 from domainbed.testing import SHAPES, check_algorithm, minibatches, untrained_run
 
-PROBE = '''
+SHORT = ["--steps", "4", "--checkpoint_freq", "2", "batch_size=4"]
+
+
+class Probe(Algorithm):
+    """A linear classifier on the code of a finished run."""
+
+    class HParams(Algorithm.HParams):
+        """Options of Probe."""
+
+        encoder_run: finished.RunPath = Field(None, description="finished run")
+        runs = {"encoder_run": "ERM"}  # with BatchNorm in it
+
+    needs_labels = True
+
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.encoder = finished.frozen(self.hparams, "encoder_run", input_shape, Encoder)
+        width = self.encoder.algorithm.encode(torch.zeros(1, *input_shape)).shape[1]
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
+
+    def predict(self, x):
+        return self.head(self.encoder.algorithm.encode(x))
+
+    def losses(self, minibatches, unlabeled=None):
+        x, y = concatenate(minibatches)
+        return {"loss": nn.functional.cross_entropy(self.predict(x).float(), y)}
+
+
+PLUGIN = f"""
+import torch
 from torch import nn
 from domainbed.algorithms import finished
 from domainbed.algorithms.base import Algorithm, Encoder, concatenate
@@ -24,54 +54,7 @@ from domainbed.hparams import Field
 from domainbed.registry import ALGORITHMS
 
 @ALGORITHMS.register("Probe")
-class Probe(Algorithm):
-    """A linear classifier on the code of a finished run."""
-
-    class HParams(Algorithm.HParams):
-        encoder_run: finished.RunPath = Field(None, description="finished run")
-        runs = {"encoder_run": "AE"}
-
-    needs_labels = True
-
-    def __init__(self, input_shape, num_classes, num_domains, hparams):
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.encoder = finished.frozen("encoder_run", self.hparams.encoder_run, input_shape, Encoder)
-        width = self.encoder.algorithm.hparams.latent_dim
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, num_classes)
-
-    def predict(self, x):
-        return self.head(self.norm(self.encoder.algorithm.encode(x)))
-
-    def losses(self, minibatches, unlabeled=None):
-        x, y = concatenate(minibatches)
-        return {"loss": nn.functional.cross_entropy(self.predict(x).float(), y)}
-'''
-SHORT = ["--steps", "4", "--checkpoint_freq", "2", "batch_size=4"]
-
-
-class Probe(Algorithm):
-    """A linear classifier on the features of a finished run, with BatchNorm in them."""
-
-    class HParams(Algorithm.HParams):
-        """Options of Probe."""
-
-        encoder_run: finished.RunPath = Field(None, description="finished run")
-        runs = {"encoder_run": "ERM"}
-
-    needs_labels = True
-
-    def __init__(self, input_shape, num_classes, num_domains, hparams):
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.encoder = finished.frozen("encoder_run", self.hparams.encoder_run, input_shape, Encoder)
-        width = self.encoder.algorithm.encoder.num_features
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
-
-    def predict(self, x: Tensor) -> Tensor:
-        return self.head(self.encoder.algorithm.encode(x))
-
-    def losses(self, minibatches, unlabeled=None):
-        x, y = concatenate(minibatches)
-        return {"loss": nn.functional.cross_entropy(self.predict(x).float(), y)}
+{inspect.getsource(Probe)}"""
 
 
 def make_probe() -> Probe:
@@ -106,7 +89,7 @@ def test_weights_of_the_run_are_used_and_not_those_of_a_new_model() -> None:
     run = untrained_run(ERM, SHAPES[0])
     torch.manual_seed(123)
     again, other = finished.build(run), finished.build(run.model_copy(update={"path": ""}))
-    state = finished.frozen("encoder_run", run.path, SHAPES[0]).algorithm.state_dict()
+    state = finished.freeze("encoder_run", run.path, SHAPES[0]).algorithm.state_dict()
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in state.items())
     assert not all(torch.equal(value, other.state_dict()[key]) for key, value in state.items())
 
@@ -114,15 +97,15 @@ def test_weights_of_the_run_are_used_and_not_those_of_a_new_model() -> None:
 def test_another_image_size_or_a_lacking_capability_says_what_to_do() -> None:
     run = untrained_run(ALGORITHMS["AE"], SHAPES[0])
     with pytest.raises(UserError, match=r"3 x 32 x 32.*1 x 28 x 28.*image_size"):
-        finished.frozen("encoder_run", run, (1, 28, 28))
+        finished.freeze("encoder_run", run, (1, 28, 28))
     with pytest.raises(UserError, match="run of AE, which is no Predictor: Gives class logits"):
-        finished.frozen("judge_run", run, SHAPES[0], Predictor)
+        finished.freeze("judge_run", run, SHAPES[0], Predictor)
 
 
 @pytest.fixture
 def probe_file(tmp_path: Path) -> Path:
     path = tmp_path / "probe.py"
-    path.write_text(PROBE)
+    path.write_text(PLUGIN)
     return path
 
 
@@ -188,5 +171,8 @@ def test_a_run_that_can_not_be_used_says_what_to_do(tmp_path: Path, path: str, m
 
 
 def test_a_key_without_a_run_names_the_command_that_makes_one() -> None:
-    message = finished.missing("encoder_run", "Probe", "AE")
-    assert "python train_all.py first --algorithm AE" in message and "encoder_run=" in message
+    advice = r"encoder_run is not given.*python train_all.py first --algorithm ERM.*encoder_run="
+    with pytest.raises(UserError, match=advice):
+        finished.bind(Probe.HParams(), "camera0", 0)
+    with pytest.raises(UserError, match=advice):
+        Probe(SHAPES[0], 3, 2, {})

@@ -21,7 +21,7 @@ from domainbed.algorithms.autoencoder import AE
 from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.algorithms.code_prior import CodePrior
 from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.latent_classifier import LatentClassifier, principal_components
+from domainbed.algorithms.latent_classifier import LatentClassifier, components_beside, principal_components
 from domainbed.algorithms.vae import VAE
 from domainbed.algorithms.vqvae import VQVAE
 from domainbed.errors import UserError
@@ -109,6 +109,14 @@ def test_components_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(found * signs, expected, atol=5e-3)
 
 
+def test_there_are_as_many_components_as_the_code_has_values_but_no_more_than_a_gibibyte_of_them() -> None:
+    assert components_beside(128, 3 * 32 * 32) == 128
+    assert components_beside(4096, 3 * 32 * 32) == components_beside(4096, 3 * 40 * 40) == 3072
+    assert components_beside(4096, 28 * 28) == 28 * 28
+    assert components_beside(4096, 3 * 224 * 224) * 3 * 224 * 224 * 4 <= 2**30
+    assert components_beside(2, 2**29) == 1
+
+
 def test_components_of_large_images_explain_what_scikit_learn_s_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latent_classifier, "EXACT_VALUES", 0)
     generator = torch.Generator().manual_seed(0)
@@ -178,7 +186,7 @@ class Pyramid(AE):
 @pytest.mark.parametrize(
     ("hparams", "message"),
     [
-        ({"encoder_run": None}, "encoder_run is not given. Train one first, such as .* --algorithm AE"),
+        ({"encoder_run": None}, "encoder_run is not given, .* Train one first, such as .* --algorithm AE"),
         ({"encoder_run": "nowhere"}, "encoder_run: there is no nowhere"),
         ({"encoder_run": untrained_run(AE, SHAPES[0])}, "3 x 32 x 32 .*but those of this run are 1 x 17 x 23"),
     ],

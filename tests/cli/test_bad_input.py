@@ -10,18 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from refusal import refused
 
 from domainbed import cli
 
 RUN = ["--steps", "2", "--checkpoint_freq", "2", "--recon_freq", "0", "batch_size=4", "--test_envs", "0"]
-
-
-def refused(outcome: tuple[int, str, str], *says: str) -> None:
-    status, _, err = outcome
-    assert status == 2, err
-    assert err.startswith("error: ") and "Traceback" not in err
-    for text in says:
-        assert text in err, f"{text!r} is not in: {err}"
 
 
 def nothing_is_left(name: str = "bad", dataset: str = "DR") -> bool:
@@ -298,6 +291,19 @@ def test_evaluate_gives_the_figures_of_the_run_on_the_runs_own_target(train, pho
         assert found["metrics"][name] == pytest.approx(whole["metrics"][name], abs=1e-6), name
     status, out, _ = evaluate(capfd, folder, "--data_dir", photographs)
     assert status == 0 and all(f"camera{i}: 24 images" in out for i in range(3))
+
+
+def test_evaluate_takes_as_many_images_at_once_as_it_is_told(train, photographs: Path, capfd, monkeypatch) -> None:
+    from domainbed.algorithms.vae_dg import VAE_DG
+
+    assert train("judged", "--data_dir", photographs, *RUN)[0] == 0
+    seen, predict = [], VAE_DG.predict
+    monkeypatch.setattr(VAE_DG, "predict", lambda self, x: (seen.append(len(x)), predict(self, x))[1])
+    command = [Path("results/train_output/DR/judged"), "--data_dir", photographs / "camera0", "--device", "cpu"]
+    assert evaluate(capfd, *command, "--eval_batch_size", 5)[0] == 0
+    assert seen == [5, 5, 5, 5, 4]
+    for wrong in ("0", "-1", "1.5", "many"):
+        refused(evaluate(capfd, *command, "--eval_batch_size", wrong), "--eval_batch_size", "at least 1")
 
 
 def test_evaluate_says_what_is_missing(train, photographs: Path, capfd, tmp_path: Path) -> None:

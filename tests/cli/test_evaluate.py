@@ -34,6 +34,14 @@ def test_the_confusion_names_true_and_predicted_classes_in_aligned_columns() -> 
     assert all(one == bars[0] for one in bars)
 
 
+def test_baselines_that_an_algorithm_brings_along_stand_beside_it() -> None:
+    result = found(None)
+    result["environments"]["new"]["metrics"] |= {"accuracy_pca": 0.5, "accuracy_minus_pca": 0.25}
+    result["environments"]["new"]["intervals"] = {"accuracy_minus_pca": [-0.125, 0.5]}
+    lines = [" ".join(line.split()) for line in table(result).splitlines()]
+    assert "pca 0.5000" in lines and "accuracy - pca 0.2500 [-0.1250, 0.5000]" in lines
+
+
 def test_answers_that_are_not_finite_have_no_confusion() -> None:
     assert "|" not in table(found(None))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from refusal import refused
 
 import domainbed
 from domainbed import cli
@@ -19,14 +20,6 @@ RUN = [*PLAIN, *SHORT, "--dataset", "Manifest"]
 
 def folder(name: str, dataset: str = "Manifest") -> Path:
     return Path("results/train_output") / dataset / name
-
-
-def refused(outcome: tuple[int, str, str], *says: str) -> None:
-    status, _, err = outcome
-    assert status == 2, err
-    assert err.startswith("error: ") and "Traceback" not in err
-    for text in says:
-        assert text in err, f"{text!r} is not in: {err}"
 
 
 def test_what_a_run_on_masks_leaves(train, photographs_with_masks: Path) -> None:
