@@ -129,6 +129,25 @@ def majority_mask(images: Any, rows: Any, plane: int, batch_size: int) -> dict[s
     return metrics.segmentation(metrics.MaskCounts.joined(counts))
 
 
+def mean_image(batches: Iterable[Tensor]) -> Tensor:
+    """Return the mean (C, H, W) of images that come in batches (B, C, H, W), at least one."""
+    count, total = 0, torch.zeros(())
+    for x in batches:
+        count, total = count + len(x), total.to(x.device) + x.sum(0)
+    return total / count
+
+
+def of_one_image(answer: Tensor, batches: Iterable[Tensor]) -> dict[str, float | None]:
+    """Figures of reconstructing every image as one and the same: what a reconstructor has to beat.
+
+    Args:
+        answer: (C, H, W) in [0, 1], such as the mean image.
+        batches: (B, C, H, W) in [0, 1] on its device.
+    """
+    per_image = [metrics.reconstruction(answer.expand_as(x), x) for x in batches]
+    return _finite({name: torch.cat([one[name] for one in per_image]).double().mean().item() for name in per_image[0]})
+
+
 @contextmanager
 def computed_once(algorithm: Any) -> Iterator[None]:
     """Let the submodules `shared_in_evaluation` answer from memory when they are given the very same tensor again.

@@ -1,4 +1,4 @@
-"""The tables of a run: what every protocol's checkpoint scores, beside always answering the majority class.
+"""The tables of a run: what every protocol's checkpoint scores, beside what needs no model.
 
     summary = build(records, run)
     print(summary.text())        # what a run prints at its end
@@ -25,6 +25,7 @@ from domainbed.model_selection import PROTOCOLS
 
 MAJORITY = "majority class"
 MAJORITY_MASK = "majority mask"
+MEAN_IMAGE = "mean training image"
 ORACLE = "oracle (test-domain validation)"
 BEST = "training-domain validation"
 COLUMNS = {
@@ -52,7 +53,8 @@ PARTS = {
 """Parts that have a table, in order. The train part is shown among the source environments."""
 UNDEFINED = "–"
 MINUS = "accuracy_minus_"  # of `metrics.beside`
-_ORDER = [*PROTOCOLS, MAJORITY, MAJORITY_MASK]
+_TRIVIAL = (MAJORITY, MAJORITY_MASK, MEAN_IMAGE)
+_ORDER = [*PROTOCOLS, *_TRIVIAL]
 _FOOTNOTES = {
     BEST: "checkpoint with the best {select_by} on the held-out part of the source environments, mean over "
     "environments; the target is not looked at (Gulrajani & Lopez-Paz 2021).",
@@ -61,6 +63,7 @@ _FOOTNOTES = {
     "target: not comparable with the other rows, and optimistic wherever those images are counted.",
     MAJORITY: "always answers the most frequent class of the training images; AUC 0.5 and kappa 0 by definition.",
     MAJORITY_MASK: "answers for every pixel what most pixels of the training masks are: the background, as a rule.",
+    MEAN_IMAGE: "answers every image with the mean of the training images.",
 }
 
 Record = Mapping[str, Any]
@@ -238,7 +241,7 @@ class Summary:
                 found = [record for record in records if (_unit(record), record["protocol"]) == (unit, protocol)]
                 if not found:
                     continue
-                trained = protocol not in (MAJORITY, MAJORITY_MASK)
+                trained = protocol not in _TRIVIAL
                 steps = {record.get("step") for record in found} if trained else {None}
                 step = steps.pop() if len(steps) == 1 else None
                 cells = [unit, _label(protocol), UNDEFINED if step is None else str(step), str(found[0]["n"])]

@@ -10,7 +10,7 @@ every random draw are keyed by both. So going on from a checkpoint needs weights
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from domainbed.algorithms.base import (
     ExplainsWeights,
     Posterior,
     Predictor,
+    Reconstructor,
     SeesClassCounts,
     SeesTrainingImages,
     Segmenter,
@@ -378,7 +379,7 @@ class Training:
                 config, path = self.shared.config, self.folder / "model.safetensors"
                 checkpoint.export(path, self.algorithm, config, self.meta(step))
                 self.report_classes(step, cached[step])
-        for figures in self.majority_figures():
+        for figures in self.trivial_figures():
             self.records.write(self.record("final", self.settings.steps) | figures)
         self.board.close()
         self.engine.release()
@@ -417,33 +418,44 @@ class Training:
             self.board.picture(f"confusion/{name}", picture, step)
 
     def training_images(self) -> Iterator[torch.Tensor]:
-        """Yield the training images of all sources once, (B, C, H, W) in [0, 1] on the device, not augmented."""
-        rows = np.concatenate([self.images.select(e, "train") for e in self.sources])
+        """Yield the training images of all sources once, as `in_batches` does."""
+        return self.in_batches(np.concatenate([self.images.select(e, "train") for e in self.sources]))
+
+    def in_batches(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
+        """Yield some images, (B, C, H, W) in [0, 1] on the device, not augmented."""
         for start in range(0, len(rows), self.settings.eval_batch_size):
             yield self.engine.to_device(self.images.pixels(rows[start : start + self.settings.eval_batch_size]))
 
-    def majority_figures(self) -> Iterator[dict[str, Any]]:
-        """Figures of always answering the most frequent class of the training images, or of their masks' pixels."""
-        plane = self.majority_mask if isinstance(self.algorithm, Segmenter) else None
-        if plane is None and (not isinstance(self.algorithm, Predictor) or len(self.images.target_classes) < 2):
-            return
-        counts = self.train_counts()
-        for environment, name in enumerate(self.images.environments):
-            role = "target" if environment in self.target else "source"
-            for part in ("whole", "val", "test"):
-                rows = self.images.select(environment, None if part == "whole" else part)
-                if not len(rows) or (part == "whole" and role == "source"):
-                    continue
-                if plane is None:
-                    figures = metrics.majority(counts, torch.from_numpy(self.images.labels[rows]), self.images.ordinal)
-                else:
-                    figures = evaluator.majority_mask(self.images, rows, plane, self.settings.eval_batch_size)
-                yield {
-                    "protocol": summary.MAJORITY if plane is None else summary.MAJORITY_MASK, "checkpoint": None,
-                    "environment": name, "role": role, "part": part,
-                    "n": len(rows), "num_groups": len(set(self.images.groups[rows])), "metrics": figures,
-                    "intervals": {},
-                }  # fmt: skip
+    def trivial_answers(self) -> dict[str, Callable[[np.ndarray], dict[str, Any]]]:
+        """What needs no model, of the kinds that this algorithm gives: by protocol, what figures some rows have."""
+        images, found = self.images, {}
+        if isinstance(self.algorithm, Segmenter) and (plane := self.majority_mask) is not None:
+            size = self.settings.eval_batch_size
+            found[summary.MAJORITY_MASK] = lambda rows: evaluator.majority_mask(images, rows, plane, size)
+        elif isinstance(self.algorithm, Predictor) and len(images.target_classes) > 1:
+            counts = self.train_counts()
+            found[summary.MAJORITY] = lambda rows: metrics.majority(
+                counts, torch.from_numpy(images.labels[rows]), images.ordinal
+            )
+        if isinstance(self.algorithm, Reconstructor):
+            mean = evaluator.mean_image(self.training_images())
+            found[summary.MEAN_IMAGE] = lambda rows: evaluator.of_one_image(mean, self.in_batches(rows))
+        return found
+
+    def trivial_figures(self) -> Iterator[dict[str, Any]]:
+        """Figures of what needs no model, where and on what parts the model is judged."""
+        for protocol, figures_of in self.trivial_answers().items():
+            for environment, name in enumerate(self.images.environments):
+                role = "target" if environment in self.target else "source"
+                for part in ("whole", "val", "test"):
+                    rows = self.images.select(environment, None if part == "whole" else part)
+                    if not len(rows) or (part == "whole" and role == "source"):
+                        continue
+                    yield {
+                        "protocol": protocol, "checkpoint": None, "environment": name, "role": role, "part": part,
+                        "n": len(rows), "num_groups": len(set(self.images.groups[rows])),
+                        "metrics": figures_of(rows), "intervals": {},
+                    }  # fmt: skip
 
     def train_counts(self) -> list[int]:
         """Number of training images per class; empty without labels, and where masks take their place."""

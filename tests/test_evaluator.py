@@ -3,12 +3,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from domainbed import metrics
-from domainbed.evaluator import Outputs, evaluate, figures
+from domainbed.evaluator import Outputs, evaluate, figures, mean_image, of_one_image
 
 N, K = 10, 3
 
@@ -221,3 +222,14 @@ def test_the_majority_mask_is_one_answer_for_every_pixel(exclusive):
         assert got["dice_per_class"] == pytest.approx([0.0, 2 * 4 / (4 + 7), 0.0])
     else:
         assert got["dice_per_class"] == [pytest.approx(2 * 4 / (4 + 7)), 0.0, None]
+
+
+def test_the_mean_image_is_that_of_all_batches_and_is_judged_on_each_image(data):
+    x, _, _ = data
+    mean = mean_image(x.split(4))
+    np.testing.assert_allclose(mean.numpy(), x.numpy().mean(0), atol=1e-6)
+    found = of_one_image(mean, x[:7].split(3))
+    errors = ((x[:7].double() - mean.double()) ** 2).mean((1, 2, 3))
+    assert found["mse"] == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert found["psnr"] == pytest.approx((-10 * errors.log10()).mean().item(), rel=1e-5)
+    assert set(found) == {"mse", "psnr", "ssim"}

@@ -1,5 +1,6 @@
 """Whole runs at a tiny size: what they leave, that they resume bit for bit, stop cleanly, and name what went wrong."""
 
+import csv
 import json
 import os
 import signal
@@ -53,6 +54,27 @@ def test_a_run_leaves_what_the_documentation_lists(train, photographs: Path) -> 
     assert kinds.count("eval") == 3 * 2 * 3  # targets, checkpoints, environments
     assert "majority class" in out and "oracle" in out
     assert "beta" in (folder / "log.txt").read_text()
+
+
+def test_the_mean_training_image_stands_beside_reconstructions(train, photographs: Path) -> None:
+    assert train("mean", "--data_dir", photographs, "--test_envs", "0", "image_size=20", *SHORT)[0] == 0
+    folder = run_folder("mean")
+    with open(folder / "images.csv", newline="") as file:
+        listed = list(csv.DictReader(file))
+
+    def pixels(environments: list[str], split: str) -> np.ndarray:
+        chosen = [row for row in listed if row["environment"] in environments and split in ("whole", row["split"])]
+        return np.stack([np.asarray(Image.open(photographs / row["image"]), np.float64) / 255 for row in chosen])
+
+    mean = pixels(["camera1", "camera2"], "train").mean(0)
+    found = [record for record in records(folder) if record.get("protocol") == "mean training image"]
+    assert {(r["environment"], r["part"]) for r in found} == {
+        ("camera0", "whole"), ("camera0", "val"), ("camera1", "val"), ("camera2", "val"),
+    }  # fmt: skip
+    for record in found:
+        expected = np.square(pixels([record["environment"]], record["part"]) - mean).mean()
+        assert record["metrics"]["mse"] == pytest.approx(expected, rel=1e-4), record["environment"]
+    assert "mean training image" in (folder / "summary.md").read_text()
 
 
 def test_the_records_hold_the_losses_by_their_documented_names(train, photographs: Path) -> None:

@@ -24,6 +24,23 @@ def test_environments_are_cameras_and_labels_are_grades():
         assert data.factors(i)["grade"] == sample.label and data.factors(i)["camera"] == data.environments[camera]
 
 
+def test_the_eye_can_be_the_label():
+    data = synthetic(label="eye", num_images=20)
+    assert data.classes == ["left", "right"] and not data.ordinal
+    for i, sample in enumerate(data.samples):
+        factors = data.factors(i)
+        assert data.classes[sample.label] == factors["eye"]
+        nasal = {"left": factors["disc_x"] < 0.5, "right": factors["disc_x"] > 0.5}  # seen from the front
+        assert nasal[factors["eye"]]
+    assert data.content(3) == synthetic(num_images=20).content(3)
+
+
+def test_mirrored_eyes_have_no_side():
+    with pytest.raises(ValueError, match=r"makes a right eye of a left one. Leave it out: augment=\[rotation\]"):
+        synthetic(label="eye", augment=["horizontal_flip", "rotation"])
+    synthetic(label="eye", augment=["vertical_flip"])
+
+
 def test_images_and_masks_are_the_drawing():
     data = synthetic(data_seed=5)
     for i, camera, number in ((0, 0, 0), (8, 1, 2), (23, 3, 5)):
