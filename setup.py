@@ -44,7 +44,11 @@ setup(
         "huggingface-hub>=0.25",  # the cache of pretrained weights
         "opencv-python-headless>=4.9",  # CLAHE, and the drawing of SyntheticFundus
     ],
-    extras_require={"test": TEST, "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm"]},
+    extras_require={
+        "analysis": ["matplotlib>=3.8"],  # plots of benchmarks
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm"],
+    },
     entry_points={
         "console_scripts": ["domainbed=domainbed.cli:main"],
         # other packages announce theirs in the same groups: Name = "package.module:Class"
