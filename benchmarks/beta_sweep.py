@@ -108,17 +108,12 @@ def read(run: Path) -> Sweep:
 
 def table(sweeps: list[Sweep]) -> str:
     """Return a row per run, as Markdown."""
-    lines = [
-        "| run | beta | KL (nats) | beta x KL | PSNR (dB) | PSNR left out (dB) |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    rows = [["run", "beta", "KL (nats)", "beta x KL", "PSNR (dB)", "PSNR left out (dB)"], ["---", *["---:"] * 5]]
     for sweep in sweeps:
         left_out = "–" if sweep.target_psnr is None else f"{sweep.target_psnr:.2f}"
-        cells = [
-            sweep.name, f"{sweep.beta:.4g}", f"{sweep.kl:.1f}", f"{sweep.beta * sweep.kl:.1f}", f"{sweep.psnr:.2f}", left_out,
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cost = sweep.beta * sweep.kl
+        rows.append([sweep.name, f"{sweep.beta:.4g}", f"{sweep.kl:.1f}", f"{cost:.1f}", f"{sweep.psnr:.2f}", left_out])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def medians(steps: list[int], values: list[float], window: int) -> tuple[list[float], list[float]]:
@@ -143,9 +138,10 @@ def draw(sweeps: list[Sweep], window: int, path: Path) -> None:
     colours = pyplot.get_cmap("viridis")
     exponents = [math.log(sweep.beta) if sweep.beta else -math.inf for sweep in sweeps]
     order = {value: rank for rank, value in enumerate(sorted(set(exponents)))}
+    differ = len(order) == len(sweeps)
     for sweep, exponent in zip(sweeps, exponents, strict=True):
         colour = colours(0.92 * order[exponent] / max(1, len(order) - 1))
-        label = f"beta {sweep.beta:.3g}"
+        label = f"beta {sweep.beta:.3g}" if differ else sweep.name
         left.plot(*medians(sweep.steps, sweep.recon, window), color=colour, label=label)
         middle.plot(*medians(sweep.steps, sweep.weighted_kl, window), color=colour, label=label)
         right.plot(sweep.kl, sweep.psnr, "o", color=colour)
