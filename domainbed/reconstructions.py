@@ -1,6 +1,7 @@
 """Pictures of what an algorithm makes of some fixed images: inputs above outputs, their difference below.
 
 For an algorithm that learns masks: images, above the true masks and the predicted ones, each coloured on its image.
+For one that draws from its prior: samples, always from the same noise.
 Which images are shown depends on the data alone, so that the pictures of two steps, or of two runs, can be compared.
 """
 
@@ -14,12 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from domainbed import metrics
-from domainbed.algorithms.base import Algorithm, Reconstructor, Segmenter, reconstruct_with
+from domainbed.algorithms.base import Algorithm, Reconstructor, Sampler, Segmenter, reconstruct_with
 from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine
 from domainbed.errors import explain_os_errors
 
 NUM_IMAGES = 8
+SAMPLE_ROWS = 2
 #: Differences are small beside the images; they are shown this many times as large.
 DIFFERENCE_GAIN = 3
 MIN_TILE_PX = 96
@@ -48,9 +50,10 @@ def fixed_rows(images: Images, environment: int, split: str) -> np.ndarray:
 def dump(
     algorithm: Algorithm, engine: Engine, images: Images, target: list[int], folder: Path, title: str
 ) -> dict[str, np.ndarray]:
-    """Write `<environment>_<split>.png` for every environment and return the pictures by that name.
+    """Write `<environment>_<split>.png` for every environment, and `samples.png`; return the pictures by that name.
 
-    An algorithm that can neither reconstruct nor segment leaves nothing.
+    An algorithm that can neither reconstruct nor segment leaves none of the former, and one that can't sample none of
+    the latter.
 
     Args:
         algorithm: the unwrapped algorithm.
@@ -64,12 +67,13 @@ def dump(
         uint8 (H, W, 3) pictures.
     """
     segmenter = algorithm if isinstance(algorithm, Segmenter) and images.mask_classes else None
-    if segmenter is None and not isinstance(algorithm, Reconstructor):
-        return {}
+    shown = range(len(images.environments)) if segmenter or isinstance(algorithm, Reconstructor) else ()
     pictures = {}
     with explain_os_errors(f"writing {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for environment, name in enumerate(images.environments):
+        if shown or isinstance(algorithm, Sampler):
+            folder.mkdir(parents=True, exist_ok=True)
+        for environment in shown:
+            name = images.environments[environment]
             for split in SPLITS:
                 rows = fixed_rows(images, environment, split)
                 if not len(rows):
@@ -93,6 +97,13 @@ def dump(
                     picture = panel(x.cpu(), output.float().cpu(), labels, heading)
                 picture.save(folder / f"{name}_{split}.png")
                 pictures[f"{name}_{split}"] = np.asarray(picture)
+        if isinstance(algorithm, Sampler):
+            with engine.evaluation(algorithm, seed=0):
+                samples = algorithm.sample(SAMPLE_ROWS * NUM_IMAGES).float().cpu()
+            rows_of_samples = {f"samples {i + 1}": one for i, one in enumerate(samples.split(NUM_IMAGES))}
+            picture = sheet(rows_of_samples, [""] * NUM_IMAGES, f"{title} · drawn from the prior")
+            picture.save(folder / "samples.png")
+            pictures["samples"] = np.asarray(picture)
     return pictures
 
 

@@ -45,7 +45,7 @@ def test_a_run_leaves_what_the_documentation_lists(train, photographs: Path) -> 
         assert (folder / f"te_{target}/done").is_file()
         for step in ("recon_step_0", "recon_step_2", "recon_final"):
             names = {path.name for path in (folder / step / f"te_{target}").iterdir()}
-            assert names == {f"camera{i}_{split}.png" for i in range(3) for split in ("train", "val")}
+            assert names == {"samples.png", *(f"camera{i}_{split}.png" for i in range(3) for split in ("train", "val"))}
         assert list((folder / f"tensorboard/te_{target}").glob("events*"))
     for name in ("config.yaml", "log.txt", "summary.md", "summary.csv", "summary.json"):
         assert (folder / name).stat().st_size
@@ -570,3 +570,19 @@ def test_memory_that_runs_out_is_one_message_and_the_run_goes_on(train, photogra
         assert domainbed.load(run_folder("memory"), checkpoint=name).step.item() == (0 if name == "init" else 2)
     assert train("memory", "--resume", "--eval_batch_size", "8")[0] == 0
     assert domainbed.load(run_folder("memory"), checkpoint="last").step.item() == 4
+
+
+def test_samples_are_those_of_the_last_weights_from_noise_that_stays(train, photographs: Path) -> None:
+    start = ["--data_dir", photographs, "--test_envs", "0", "image_size=16", *SHORT]
+    assert train("sampler", *start, "--algorithm", "VAE")[0] == 0
+    model = domainbed.load(run_folder("sampler"), checkpoint="last")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = model.decode(torch.randn(16, 128))
+    picture = np.asarray(Image.open(run_folder("sampler") / "recon_final/te_camera0/samples.png"))
+    for number in (0, 7, 8, 15):
+        top, left = 44 + 100 * (number // 8), 118 + 100 * (number % 8)  # 16 px are shown as 96, with a gap of 4
+        tile = picture[top : top + 96 : 6, left : left + 96 : 6] / 255
+        np.testing.assert_allclose(tile, expected[number].permute(1, 2, 0).numpy(), atol=0.51 / 255)
+    assert train("autoencoder", *start, "--algorithm", "AE")[0] == 0
+    assert not list(run_folder("autoencoder").rglob("samples.png"))
