@@ -23,6 +23,7 @@ from typing import Any
 
 from domainbed.cli import guarded
 from domainbed.cli.train import main as train
+from domainbed.errors import UserError
 from domainbed.hparams import read_yaml
 from domainbed.summary import BEST, MAJORITY_MASK
 
@@ -116,12 +117,27 @@ def report(name: str, found: dict[Cell, list[dict[str, Any]]]) -> str:
 
 
 def average(records: list[dict[str, Any]], part: str, protocol: str, metric: str, seed: int) -> float:
-    """Return the mean of a figure over environments; one that is not defined is an answer without any overlap."""
+    """Return the mean of a figure over environments.
+
+    Where any protocol or seed has it undefined the masks mark nothing, for nothing else leaves it so. Such an
+    environment is left out of every mean, also of those whose answers invent pixels there and have a 0.
+
+    Raises:
+        UserError: no environment is left.
+    """
+    of_part = [record for record in records if record["part"] == part and metric in record["metrics"]]
+    unmarked = {record["environment"] for record in of_part if record["metrics"][metric] is None}
     figures = [
-        record["metrics"][metric] or 0.0
-        for record in records
-        if (record["part"], record["protocol"], record["seed"]) == (part, protocol, seed)
+        record["metrics"][metric]
+        for record in of_part
+        if (record["protocol"], record["seed"]) == (protocol, seed) and record["environment"] not in unmarked
     ]
+    if not figures:
+        reason = f"the masks of {', '.join(sorted(unmarked))} mark nothing" if unmarked else "there is no such record"
+        raise UserError(
+            f"{metric} of {protocol}, seed {seed}, is defined in no environment's part {part!r}: {reason}. The tables "
+            "need an image there whose mask marks something; what each run has is in its own summary.md"
+        )
     return statistics.fmean(figures)
 
 

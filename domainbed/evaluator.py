@@ -129,22 +129,32 @@ def majority_mask(images: Any, rows: Any, plane: int, batch_size: int) -> dict[s
     return metrics.segmentation(metrics.MaskCounts.joined(counts))
 
 
-def mean_image(batches: Iterable[Tensor]) -> Tensor:
-    """Return the mean (C, H, W) of images that come in batches (B, C, H, W), at least one."""
-    count, total = 0, torch.zeros(())
-    for x in batches:
-        count, total = count + len(x), total.to(x.device) + x.sum(0)
-    return total / count
-
-
-def of_one_image(answer: Tensor, batches: Iterable[Tensor]) -> dict[str, float | None]:
-    """Figures of reconstructing every image as one and the same: what a reconstructor has to beat.
+def mean_images(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
+    """Return the mean (K, C, H, W) of the images of each class; black for a class without one.
 
     Args:
-        answer: (C, H, W) in [0, 1], such as the mean image.
-        batches: (B, C, H, W) in [0, 1] on its device.
+        batches: x (B, C, H, W), y (B,) long.
+        num_classes: K; with y = 0 everywhere and K = 1 it is the mean of all.
     """
-    per_image = [metrics.reconstruction(answer.expand_as(x), x) for x in batches]
+    total: Tensor | None = None
+    counts = torch.zeros(num_classes)
+    for x, y in batches:
+        total = x.new_zeros(num_classes, *x.shape[1:]) if total is None else total
+        total.index_add_(0, y.to(x.device), x)
+        counts += torch.bincount(y.cpu(), minlength=num_classes)
+    if total is None:
+        raise ValueError("there is no image to take the mean of")
+    return total / counts.clamp(min=1).to(total.device)[:, None, None, None]
+
+
+def of_fixed_images(answers: Tensor, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float | None]:
+    """Figures of reconstructing all images of a class as one and the same: what a reconstructor has to beat.
+
+    Args:
+        answers: (K, C, H, W) in [0, 1], such as mean images.
+        batches: x (B, C, H, W) in [0, 1] on its device, y (B,) long.
+    """
+    per_image = [metrics.reconstruction(answers[y.to(answers.device)], x) for x, y in batches]
     return _finite({name: torch.cat([one[name] for one in per_image]).double().mean().item() for name in per_image[0]})
 
 

@@ -84,6 +84,10 @@ class HParams(BaseModel):
     def __getitem__(self, key: str) -> Any:
         return getattr(self, key)
 
+    def idle(self) -> dict[str, str]:
+        """Return the keys that have no effect beside the values of others, and those: {"capacity": "kl_anneal = …"}."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -106,12 +110,17 @@ class Layer:
 
 @dataclass
 class Resolved:
-    """The outcome of `resolve`: a value and the layer that set it for every key, and the keys that were not used."""
+    """The outcome of `resolve`: a value and the layer that set it for every key, and the keys that were not used.
+
+    Attributes:
+        unused: place and key. idle: sentences about keys that are used, and have no effect (`HParams.idle`).
+    """
 
     values: dict[str, Any]
     sources: dict[str, str]
     models: dict[type[BaseModel], BaseModel] = field(default_factory=dict)
     unused: list[tuple[str, str]] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
 
 
 def resolve(

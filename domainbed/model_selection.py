@@ -38,8 +38,10 @@ PROTOCOLS = {"training-domain validation": "best", "last": "last", "oracle (test
 
 _OF_CLASSES = ("kappa", "accuracy", "balanced_accuracy", "macro_f1", "auc")
 _OF_IMAGES = ("psnr", "ssim", "mse", "recon_loss")
-_OF_MASKS = ("dice_dataset", "iou_dataset", "dice_image", "iou_image", "pixel_accuracy")
 _OF_SEVERAL_CLASSES = ("kappa", "auc")
+_OF_OVERLAP = ("dice_dataset", "iou_dataset", "dice_image", "iou_image")
+OF_MASKS = (*_OF_OVERLAP, "pixel_accuracy")
+"""Figures of masks; the others are of labels, images or losses."""
 
 
 def resolve(
@@ -75,7 +77,7 @@ def resolve(
         hint = did_you_mean(select_by, ["auto", *SELECTION_METRICS])
         raise UserError(f"no selection metric named {select_by!r}{hint}")
     reason = None
-    if select_by in _OF_MASKS and not learns_masks:
+    if select_by in OF_MASKS and not learns_masks:
         reason = "needs an algorithm that learns masks, and this one does not"
     elif select_by in _OF_CLASSES and learns_masks:
         reason = "is a figure of labels, and this algorithm learns masks"
@@ -94,34 +96,48 @@ def resolve(
             if (name not in _OF_CLASSES or predicts)
             and (name != "kappa" or ordinal)
             and (name not in _OF_IMAGES or can_reconstruct is not False)
-            and (name not in _OF_MASKS or learns_masks)
+            and (name not in OF_MASKS or learns_masks)
         ]
         raise UserError(f"select_by={select_by} {reason}. Use auto or one of {', '.join(can)}")
     return select_by
 
 
-def defined_environments(metric: str, labels: Mapping[str, Iterable[Any]]) -> tuple[list[str], list[str]]:
+def required(metric: str) -> str:
+    """Return what the held-out part of an environment has to hold, or `metric` is undefined there."""
+    if metric in _OF_SEVERAL_CLASSES:
+        return "images of at least two classes"
+    if metric in _OF_OVERLAP:
+        return "masks with a pixel that is not background"
+    return "masks with a labelled pixel" if metric in OF_MASKS else "images"
+
+
+def defined_environments(metric: str, held_out: Mapping[str, Iterable[Any]]) -> tuple[list[str], list[str]]:
     """Return the environments that a checkpoint's score is the mean over, and those left out, by name.
 
     Left out is an environment without held-out images and, for kappa and AUC, one whose held-out images are all of one
-    class. Labels alone decide, so a run asks once and every checkpoint is scored over the same environments.
+    class; for IoU and Dice, one whose held-out masks are background alone, where finding nothing is right and has no
+    figure, and a single wrong pixel makes it 0; for pixel accuracy, one in which nobody labelled a pixel. Labels and
+    masks alone decide, no answer does: a run asks once and every checkpoint is scored over the same environments.
 
     Args:
         metric: as `resolve` returned it.
-        labels: environment to the labels, (N,), of its held-out part.
+        held_out: environment to the labels, (N,), of its held-out part; for a metric in `OF_MASKS` to the values of
+            its masks' labelled pixels, where 0 is the background (`datasets.masks.labelled_values`).
 
     Raises:
         UserError: no environment is left.
     """
     least = 2 if metric in _OF_SEVERAL_CLASSES else 1
-    num_classes = {name: len({int(label) for label in held_out}) for name, held_out in labels.items()}
+    no_part = {0} if metric in _OF_OVERLAP else set()
+    num_classes = {name: len({int(value) for value in values} - no_part) for name, values in held_out.items()}
     left_out = [name for name, count in num_classes.items() if count < least]
     if len(left_out) == len(num_classes):
-        found = ", ".join(f"{name} has {count}" for name, count in num_classes.items()) or "there is no environment"
+        found = ", ".join(f"{name} has {count or 'none'}" for name, count in num_classes.items())
+        instead = "accuracy" if least > 1 else "total_loss" if metric in _OF_OVERLAP else None
         raise UserError(
-            f"select_by={metric} needs held-out images of at least {least} class{'es' if least > 1 else ''} in one "
-            f"environment or more, but {found}. "
-            + ("Use select_by=accuracy or hold out more images" if least > 1 else "Hold out more images")
+            f"select_by={metric} needs held-out {required(metric)} in one environment or more, but "
+            f"{found or 'there is no environment'}. "
+            + (f"Use select_by={instead} or hold out more images" if instead else "Hold out more images")
         )
     return [name for name in num_classes if name not in left_out], left_out
 

@@ -39,6 +39,11 @@ COLUMNS = {
     "iou_dataset": "IoU (all pixels)",
     "iou_image": "IoU (per image)",
     "pixel_accuracy": "pixel accuracy",
+    "bits_per_code": "bits per code",
+    "bits_by_frequency": "by frequency",
+    "perplexity": "perplexity",
+    "judged_clean": "judged clean",
+    "judged_perturbed": "judged perturbed",
     "mse": "MSE",
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
@@ -63,7 +68,8 @@ _FOOTNOTES = {
     "target: not comparable with the other rows, and optimistic wherever those images are counted.",
     MAJORITY: "always answers the most frequent class of the training images; AUC 0.5 and kappa 0 by definition.",
     MAJORITY_MASK: "answers for every pixel what most pixels of the training masks are: the background, as a rule.",
-    MEAN_IMAGE: "answers every image with the mean of the training images.",
+    MEAN_IMAGE: "answers every image with the mean of the training images; of those of its class, beside a model that "
+    "is told the label.",
 }
 
 Record = Mapping[str, Any]

@@ -73,7 +73,6 @@ def untrained_run(
         "algorithm": cls.name,
         "algorithms": {cls.name: algorithm.hparams.model_dump(mode="json", exclude=set(algorithm.hparams.runs))},
         "datasets": {"test": {"preprocess": ["resize"]}},
-        "trial_seed": 0,
     }
     meta = {
         "input_shape": list(shape),

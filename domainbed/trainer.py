@@ -33,10 +33,12 @@ from domainbed.algorithms.base import (
     SeesClassCounts,
     SeesTrainingImages,
     Segmenter,
+    needs_label,
 )
 from domainbed.algorithms.finished import FinishedRun, construct
 from domainbed.datasets.augment import Augment
 from domainbed.datasets.loaders import TrainLoader
+from domainbed.datasets.masks import labelled_values
 from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine, NonFiniteLoss
 from domainbed.errors import UserError, explain_os_errors
@@ -226,17 +228,20 @@ class Training:
         )
 
     def choose_selection_environments(self) -> dict[str, list[str]]:
-        """Decide, from labels alone, over which environments `best` and `oracle` are scored."""
+        """Decide, from labels or masks alone, over which environments `best` and `oracle` are scored."""
         metric = self.settings.select_by
+        masks = self.images.masks if metric in model_selection.OF_MASKS else None
         scored: dict[str, list[str]] = {}
         for checkpoint_name, environments in (("best", self.sources), ("oracle", self.target)):
             if not environments:
                 continue
-            labels = {
-                self.images.environments[e]: self.images.labels[self.images.select(e, "val")] for e in environments
-            }
+            held_out: dict[str, Any] = {}
+            for e in environments:
+                rows = self.images.select(e, "val")
+                of_rows = self.images.labels[rows] if masks is None else labelled_values(masks[row] for row in rows)
+                held_out[self.images.environments[e]] = of_rows
             try:
-                scored[checkpoint_name], left_out = model_selection.defined_environments(metric, labels)
+                scored[checkpoint_name], left_out = model_selection.defined_environments(metric, held_out)
             except UserError as error:
                 if checkpoint_name == "best":
                     raise
@@ -244,8 +249,9 @@ class Training:
                 continue
             if left_out:
                 self.records.log(
-                    f"target {self.name}, {checkpoint_name}: {metric} is undefined on the held-out images of "
-                    f"{', '.join(left_out)}, which have a single class; they do not count for the choice"
+                    f"target {self.name}, {checkpoint_name}: {metric} needs held-out "
+                    f"{model_selection.required(metric)}, and {', '.join(left_out)} "
+                    f"{'have' if len(left_out) > 1 else 'has'} none: left out of the choice"
                 )
         return scored
 
@@ -263,15 +269,16 @@ class Training:
     def say_what_finished_runs_have_seen(self) -> None:
         """Note whatever a finished run has seen that this one leaves or holds out."""
         config = self.shared.config
+        unseen = np.setdiff1d(np.arange(len(self.images.names)), self.training_rows())
         for key, run in finished.runs_of(self.hparams).items():
             for warning in finished.warnings_of(
                 key,
                 run,
                 dataset=str(self.settings.dataset),
+                data=config["datasets"][self.settings.dataset],
                 target=[self.images.environments[environment] for environment in self.target],
-                trial_seed=self.settings.trial_seed,
-                preprocess=config["datasets"][self.settings.dataset]["preprocess"],
                 classes=self.images.classes,
+                unseen=[self.images.contents[row] for row in unseen],
             ):
                 self.note(f"target {self.name}, seed {self.seed}: {warning}")
 
@@ -319,6 +326,11 @@ class Training:
             self.records.log(
                 f"WARNING: this run began on {meta['machine']} and goes on on {self.engine.describe()}: "
                 "what follows is not bit for bit what it would have been"
+            )
+        if meta["eval_batch_size"] != self.settings.eval_batch_size:
+            self.records.log(
+                f"WARNING: eval_batch_size was {meta['eval_batch_size']} and is now {self.settings.eval_batch_size}: "
+                "the noise of evaluated losses is drawn batch by batch, so those before and after compare up to it only"
             )
         self.records.drop_after(self.name, self.seed, meta["step"])
         self.records.log(f"goes on after step {meta['step']}")
@@ -377,7 +389,8 @@ class Training:
                     )
             if name == "best":
                 config, path = self.shared.config, self.folder / "model.safetensors"
-                checkpoint.export(path, self.algorithm, config, self.meta(step))
+                seen = finished.fingerprints(self.images.contents[row] for row in self.training_rows())
+                checkpoint.export(path, self.algorithm, config, self.meta(step) | {"train_images": seen})
                 self.report_classes(step, cached[step])
         for figures in self.trivial_figures():
             self.records.write(self.record("final", self.settings.steps) | figures)
@@ -417,9 +430,13 @@ class Training:
         for name, picture in found.items():
             self.board.picture(f"confusion/{name}", picture, step)
 
+    def training_rows(self) -> np.ndarray:
+        """Return the rows of the training images of all sources."""
+        return np.concatenate([self.images.select(e, "train") for e in self.sources])
+
     def training_images(self) -> Iterator[torch.Tensor]:
         """Yield the training images of all sources once, as `in_batches` does."""
-        return self.in_batches(np.concatenate([self.images.select(e, "train") for e in self.sources]))
+        return self.in_batches(self.training_rows())
 
     def in_batches(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
         """Yield some images, (B, C, H, W) in [0, 1] on the device, not augmented."""
@@ -438,8 +455,14 @@ class Training:
                 counts, torch.from_numpy(images.labels[rows]), images.ordinal
             )
         if isinstance(self.algorithm, Reconstructor):
-            mean = evaluator.mean_image(self.training_images())
-            found[summary.MEAN_IMAGE] = lambda rows: evaluator.of_one_image(mean, self.in_batches(rows))
+            told = needs_label(self.algorithm)
+
+            def labelled(rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+                labels = torch.from_numpy(images.labels[rows] if told else np.zeros(len(rows), np.int64))
+                return zip(self.in_batches(rows), labels.split(self.settings.eval_batch_size), strict=True)
+
+            means = evaluator.mean_images(labelled(self.training_rows()), len(images.classes) if told else 1)
+            found[summary.MEAN_IMAGE] = lambda rows: evaluator.of_fixed_images(means, labelled(rows))
         return found
 
     def trivial_figures(self) -> Iterator[dict[str, Any]]:
@@ -486,6 +509,7 @@ class Training:
             "environments": self.images.environments,
             "sources": [self.images.environments[e] for e in self.sources],
             "machine": self.engine.describe(),
+            "eval_batch_size": self.settings.eval_batch_size,
             "runs": {key: run.model_dump(mode="json") for key, run in finished.runs_of(self.hparams).items()},
         }
 

@@ -3,13 +3,12 @@
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from domainbed import metrics
-from domainbed.evaluator import Outputs, evaluate, figures, mean_image, of_one_image
+from domainbed.evaluator import Outputs, evaluate, figures, mean_images, of_fixed_images
 
 N, K = 10, 3
 
@@ -224,12 +223,20 @@ def test_the_majority_mask_is_one_answer_for_every_pixel(exclusive):
         assert got["dice_per_class"] == [pytest.approx(2 * 4 / (4 + 7)), 0.0, None]
 
 
-def test_the_mean_image_is_that_of_all_batches_and_is_judged_on_each_image(data):
-    x, _, _ = data
-    mean = mean_image(x.split(4))
-    np.testing.assert_allclose(mean.numpy(), x.numpy().mean(0), atol=1e-6)
-    found = of_one_image(mean, x[:7].split(3))
-    errors = ((x[:7].double() - mean.double()) ** 2).mean((1, 2, 3))
+@pytest.mark.parametrize("num_classes", [1, K])
+def test_mean_images_are_those_of_all_batches_and_are_judged_on_each_image(data, num_classes):
+    x, y, _ = data
+    y = y % num_classes
+    means = mean_images(zip(x.split(4), y.split(4), strict=True), num_classes)
+    expected = torch.stack([x[y == k].double().mean(0) for k in range(num_classes)])
+    torch.testing.assert_close(means.double(), expected, rtol=0, atol=1e-6)
+    found = of_fixed_images(means, zip(x[:7].split(3), y[:7].split(3), strict=True))
+    errors = ((x[:7].double() - expected[y[:7]]) ** 2).mean((1, 2, 3))
     assert found["mse"] == pytest.approx(errors.mean().item(), rel=1e-5)
     assert found["psnr"] == pytest.approx((-10 * errors.log10()).mean().item(), rel=1e-5)
     assert set(found) == {"mse", "psnr", "ssim"}
+
+
+def test_a_class_without_images_has_a_black_mean(data):
+    means = mean_images([(data[0], torch.zeros(N, dtype=torch.long))], 2)
+    assert means[0].any() and not means[1].any()

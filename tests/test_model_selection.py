@@ -1,8 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
+from domainbed import metrics
+from domainbed.datasets.masks import IGNORE, MaskClasses, labelled_values, to_target
 from domainbed.errors import UserError
 from domainbed.model_selection import PROTOCOLS, SELECTION_METRICS, better, defined_environments, resolve, score
 
@@ -67,11 +71,52 @@ def test_environments_of_one_class_are_left_out_of_kappa_and_auc():
         assert defined_environments(metric, labels) == (["a", "b", "d"], ["c"])
 
 
+OVERLAP = ("dice_dataset", "iou_dataset", "dice_image", "iou_image")
+KINDS, CLASSES = MaskClasses(("disc", "cup"), exclusive=False), MaskClasses(("retina", "disc"), exclusive=True)
+
+
+def test_environments_whose_masks_are_background_alone_are_left_out_of_dice_and_iou():
+    values = {"a": {0, 1}, "b": {0}, "c": set(), "d": {2}}
+    for metric in OVERLAP:
+        assert defined_environments(metric, values) == (["a", "d"], ["b", "c"])
+    assert defined_environments("pixel_accuracy", values) == (["a", "b", "d"], ["c"])
+
+
+@pytest.mark.parametrize("classes", [KINDS, CLASSES])
+@pytest.mark.parametrize("metric", [*OVERLAP, "pixel_accuracy"])
+def test_a_checkpoint_that_invents_pixels_never_wins(metric, classes):
+    """Marked are one of two images of a, and none of b; of c nobody labelled a pixel. Both answers have half of a."""
+    planes = np.zeros((5, 4, 4), np.uint8)
+    planes[0, :2], planes[4] = 1, IGNORE
+    environments = {"a": planes[:2], "b": planes[2:4], "c": planes[4:]}
+    modest, inventing = np.zeros_like(planes), np.zeros_like(planes)
+    modest[0, 0] = inventing[0, 0] = inventing[1:, 3, 3] = 1
+
+    def figures(answer):
+        target, given = (to_target(torch.from_numpy(one), classes) for one in (planes, answer))
+        logits = (given if given.ndim == 4 else one_hot(given, 2).movedim(-1, 1)).float() - 0.5
+        counts = metrics.count_pixels(logits, target).counts
+        parts = {"a": counts[:2], "b": counts[2:4], "c": counts[4:]}
+        return {name: metrics.segmentation(metrics.MaskCounts(part, classes.exclusive)) for name, part in parts.items()}
+
+    scored, _ = defined_environments(metric, {name: labelled_values(one) for name, one in environments.items()})
+    assert scored == (["a", "b"] if metric == "pixel_accuracy" else ["a"])
+    scores = [score(metric, {name: figures(answer)[name] for name in scored}) for answer in (modest, inventing)]
+    expected = {"dice_dataset": 2 / 3, "dice_image": 2 / 3, "iou_dataset": 1 / 2, "iou_image": 1 / 2}
+    share = (16 * 4 - 4) / (16 * 4) if classes.exclusive else (32 * 4 - 4) / (32 * 4)
+    assert scores[0] == pytest.approx(expected.get(metric, share))
+    assert better(scores[0], scores[1]) and not better(scores[1], scores[0])
+
+
 def test_no_environment_left_is_the_user_s_to_mend():
-    with pytest.raises(UserError, match=r"a has 1, b has 0\. Use select_by=accuracy"):
+    with pytest.raises(UserError, match=r"a has 1, b has none\. Use select_by=accuracy"):
         defined_environments("kappa", {"a": [1, 1], "b": []})
-    with pytest.raises(UserError, match=r"b has 0\. Hold out more images"):
+    with pytest.raises(UserError, match=r"held-out images in one .* b has none\. Hold out more images"):
         defined_environments("accuracy", {"b": []})
+    with pytest.raises(UserError, match=r"not background in one .* a has none, b has none\. Use select_by=total_loss"):
+        defined_environments("dice_image", {"a": {0}, "b": set()})
+    with pytest.raises(UserError, match=r"a labelled pixel in one .* a has none\. Hold out more images"):
+        defined_environments("pixel_accuracy", {"a": set()})
 
 
 def test_every_protocol_has_its_checkpoint():

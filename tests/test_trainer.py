@@ -568,7 +568,8 @@ def test_memory_that_runs_out_is_one_message_and_the_run_goes_on(train, photogra
     assert "Traceback" not in err and "batch_size" in err and "what was saved before is untouched" in err
     for name in ("init", "last", "best"):
         assert domainbed.load(run_folder("memory"), checkpoint=name).step.item() == (0 if name == "init" else 2)
-    assert train("memory", "--resume", "--eval_batch_size", "8")[0] == 0
+    status, out, _ = train("memory", "--resume", "--eval_batch_size", "8")
+    assert status == 0 and "WARNING: eval_batch_size was 64 and is now 8" in out
     assert domainbed.load(run_folder("memory"), checkpoint="last").step.item() == 4
 
 

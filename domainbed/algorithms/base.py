@@ -70,6 +70,27 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class Coder(Protocol):
+    """Gives a grid of discrete codes for images, and images for such a grid.
+
+    Attributes:
+        num_codes: K; a code is a whole number from 0 to K - 1.
+        grid: (h, w).
+    """
+
+    num_codes: int
+    grid: tuple[int, int]
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Return codes (B, h, w), long, for images (B, C, H, W)."""
+        ...
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in [0, 1] for codes (B, h, w)."""
+        ...
+
+
+@runtime_checkable
 class Segmenter(Protocol):
     """Gives logits (B, K, H, W) of a mask for images (B, C, H, W), for a softmax or, of kinds, a sigmoid."""
 

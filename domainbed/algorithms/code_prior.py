@@ -7,8 +7,8 @@ layers of `hidden_dim` channels.
 
     loss = -log p(codes(x)) = - sum over the grid, in reading order, of log p(code | codes before it)      in nats
 
-`bits_per_code` is the same per code, in bits: log2 K for a uniform distribution, and the figure of that name in the
-records of the VQ-VAE for independent codes of the frequencies that it saw in training.
+`bits_per_code` is the same per code, in bits: log2 K for a uniform distribution. `bits_by_frequency` is what has to be
+beaten: the cost of independent codes, each with its frequency in the training images (add-one smoothed).
 
     python train_all.py codes --algorithm VQVAE
     python train_all.py prior --algorithm CodePrior codes_run=results/train_output/<dataset>/codes
@@ -19,14 +19,14 @@ and it does not reconstruct: that is the other run's.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from domainbed.algorithms import finished
-from domainbed.algorithms.base import Algorithm, concatenate
-from domainbed.algorithms.vqvae import Coder
+from domainbed.algorithms.base import Algorithm, Coder, concatenate
 from domainbed.hparams import Field, PositiveFloat, PositiveInt
 from domainbed.networks.autoregressive import GatedPixelCNN
 from domainbed.registry import ALGORITHMS
@@ -48,11 +48,14 @@ class CodePrior(Algorithm):
 
         runs = {"codes_run": "VQVAE"}
 
+    frequencies: Tensor  # (K,) of the codes of the training images
+
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         h = self.hparams
         self.frozen = finished.frozen(h, "codes_run", input_shape, Coder)
         self.prior = GatedPixelCNN(self.coder.num_codes, h.hidden_dim, h.num_layers)
+        self.register_buffer("frequencies", torch.full((self.coder.num_codes,), 1 / self.coder.num_codes))
 
     @property
     def coder(self) -> Any:
@@ -63,7 +66,18 @@ class CodePrior(Algorithm):
         x, _ = concatenate(minibatches)  # (B, C, H, W) in [0, 1]
         codes = self.codes(x)  # (B, h, w)
         nll = self.prior.nll(codes).mean()
-        return {"loss": nll, "bits_per_code": nll / (codes[0].numel() * math.log(2))}
+        return {
+            "loss": nll,
+            "bits_per_code": nll / (codes[0].numel() * math.log(2)),
+            "bits_by_frequency": -self.frequencies[codes].log2().mean(),
+        }
+
+    def see_training_images(self, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Count the codes of the training images."""
+        counts = torch.ones_like(self.frequencies)
+        for x in batches():
+            counts += torch.bincount(self.codes(x).flatten(), minlength=len(counts))
+        self.frequencies.copy_(counts / counts.sum())
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:

@@ -9,11 +9,15 @@ description is kept with the checkpoints of the run that uses it, and so are the
 one it was built on is moved or deleted. How checkpoints are written is in `checkpoint`.
 """
 
+import base64
+import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,6 +28,8 @@ from domainbed.hparams import Kind
 from domainbed.registry import ALGORITHMS
 
 EXPORTED = "model.safetensors"
+#: Settings of a data set that do not change what an image looks like.
+IRRELEVANT = {"augment", "download", "environments", "group_pattern", "label", "mask_kinds", "num_images"}
 
 
 class FinishedRun(BaseModel):
@@ -34,8 +40,9 @@ class FinishedRun(BaseModel):
         algorithm: its name. hparams: the values of its keys.
         input_shape: (C, H, W). classes: of its labels. num_domains: of its training.
         dataset: the name of its data set. sources: environments that it was trained on. target: that it left out.
-        seed: of the run. step: of the checkpoint. trial_seed: of its splits. preprocess: of its images.
+        seed: of the run. step: of the checkpoint. data: the settings of its data set.
         runs: finished runs that it is built on itself, by key.
+        train_images: `fingerprints` of what it was trained on; not kept by the runs that are built on it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,9 +58,9 @@ class FinishedRun(BaseModel):
     target: str
     seed: int
     step: int
-    trial_seed: int
-    preprocess: list[str]
+    data: dict[str, Any]
     runs: dict[str, "FinishedRun"] = {}
+    train_images: str = Field("", exclude=True, repr=False)
 
 
 #: Type of a key that names a finished run: a path, or its description once target and seed are known.
@@ -187,9 +194,9 @@ def describe(config: dict[str, Any], meta: dict[str, Any]) -> FinishedRun:
             target=meta["target"],
             seed=meta["seed"],
             step=meta["step"],
-            trial_seed=config["trial_seed"],
-            preprocess=settings["preprocess"],
+            data=settings,
             runs=meta.get("runs", {}),
+            train_images=meta.get("train_images", ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -296,18 +303,19 @@ def warnings_of(
     run: FinishedRun,
     *,
     dataset: str,
+    data: Mapping[str, Any],
     target: list[str],
-    trial_seed: int,
-    preprocess: list[str],
     classes: list[str],
+    unseen: Sequence[str],
 ) -> list[str]:
     """Return what a reader of figures must know of a finished run that a run is built on.
 
     Args:
         key: the hyper-parameter that names it.
         run: its description.
-        dataset, trial_seed, preprocess, classes: of the run that is built on it.
+        dataset, classes: of the run that is built on it. data: the settings of its data set.
         target: the environments that it leaves out.
+        unseen: contents (`Dataset.content`) of the images that it does not train on.
     """
     found = []
     if run.dataset == dataset:
@@ -317,16 +325,32 @@ def warnings_of(
                 f"{key} was trained on {', '.join(seen)}, which is left out here: the figures are not those of an "
                 "unseen camera"
             )
-        if run.trial_seed != trial_seed:
-            found.append(
-                f"{key} was trained on splits of trial_seed = {run.trial_seed}, here it is {trial_seed}: it has seen "
-                "images that are held out here"
-            )
-    if run.preprocess != preprocess:
-        found.append(f"{key} was trained on images preprocessed by {run.preprocess}, here it is {preprocess}")
+    if count := np.isin(_fingerprints(unseen), _decoded(run.train_images)).sum():
+        found.append(
+            f"{key} was trained on {count} of the {len(unseen)} images that are held out or left out here. Use the "
+            "same trial_seed, holdout_fraction and labels for both runs"
+        )
+    keys = (run.data.keys() & data.keys()) - IRRELEVANT if run.dataset == dataset else {"preprocess"}
+    for name in sorted(keys):
+        if run.data[name] != data[name]:
+            found.append(f"{key} was trained on images with {name} = {run.data[name]}, here it is {data[name]}")
     if run.classes and classes and run.classes != classes:
         found.append(f"{key} knows the classes {', '.join(run.classes)}, here they are {', '.join(classes)}")
     return found
+
+
+def fingerprints(contents: Iterable[str]) -> str:
+    """Return 64 bits of each image's content (`Dataset.content`), sorted, as base64: 11 letters an image."""
+    return base64.b64encode(np.sort(_fingerprints(contents)).tobytes()).decode()
+
+
+def _fingerprints(contents: Iterable[str]) -> np.ndarray:
+    digests = b"".join(hashlib.blake2b(content.encode(), digest_size=8).digest() for content in contents)
+    return np.frombuffer(digests, np.dtype("<u8"))
+
+
+def _decoded(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.dtype("<u8"))
 
 
 def read_export(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

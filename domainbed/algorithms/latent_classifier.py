@@ -6,10 +6,12 @@ network reads from the pixels, and from as many principal components of them: th
 
     latent    layer=latent: encode(x) of the finished run; layer=features: what its `encoder` gives, flattened
     pixels    the values of the image
-    pca       their first min(size of latent, number of values, 1024) principal components
+    pca       their first min(size of latent, number of values, 3072) principal components
 
-each standardised by mean and standard deviation over the training images of this run's sources, and each by a network
-of its own: one linear layer (head=linear), or layers of `hidden_dims` with ReLU before it (head=mlp).
+each less its mean over the training images of this run's sources, divided by one scale, and each by a network of its
+own: one linear layer (head=linear), or layers of `hidden_dims` with ReLU before it (head=mlp). The scale makes the mean
+variance 1; it is not one of every value, because a pixel that hardly changes on the training cameras, such as a black
+corner, would be blown up on a camera where it does.
 
     loss = y_loss + y_loss_pixels + y_loss_pca      each a mean of class_weights[y] * -log softmax(head(input))[y]
 
@@ -44,8 +46,6 @@ MAX_FLOATS = 2**28
 #: Up to so many values, those of 3 x 32 x 32, the covariance is decomposed as a whole.
 EXACT_VALUES = 3072
 POWER_PASSES = 4
-#: A value whose deviation is below this share of the largest is constant but for rounding, and is left out.
-CONSTANT = 1e-5
 #: Components whose variance is below this share of the largest are rounding of float32 products, and are left out.
 ROUNDING = 1e-6
 
@@ -130,7 +130,7 @@ def make_head(size: int, hidden_dims: list[int], num_classes: int) -> nn.Sequent
 
 
 class Standardise(nn.Module):
-    """Subtract a mean and divide by a standard deviation, both fixed; the identity before `set`.
+    """Subtract a mean and divide by one scale, both fixed; the identity before `set`.
 
     Args:
         size: number of values D.
@@ -142,18 +142,17 @@ class Standardise(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
+        self.register_buffer("scale", torch.ones(()))
 
     def set(self, mean: Tensor, variance: Tensor) -> None:
-        """Take mean and variance, (D,) each; a value that never changes becomes 0."""
-        deviation = variance.clamp(min=0).sqrt()
-        changes = deviation > CONSTANT * deviation.max()
+        """Take mean and variance, (D,) each; the scale is the root of the mean variance, or 1 where nothing varies."""
+        deviation = variance.clamp(min=0).mean().sqrt()
         self.mean.copy_(mean)
-        self.scale.copy_(torch.where(changes, 1 / deviation, 0.0))
+        self.scale.copy_(torch.where(deviation > 0, deviation, 1.0))
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (B, D) for (B, D)."""
-        return (values - self.mean) * self.scale
+        return (values - self.mean) / self.scale
 
 
 class ProbeInputs(nn.Module):
@@ -256,8 +255,8 @@ def principal_components(batches: Batches, mean: Tensor, num_components: int) ->
         num_components: k <= P.
 
     Returns:
-        (P, k) orthonormal components, and the variance (k,) of the rows along each, largest first; 0 where nothing but
-        rounding is left, as there is where rows are fewer than components.
+        (P, k) orthonormal components, and the variance (k,) of the rows along each, largest first; both are 0 where
+        nothing but rounding is left, as there is where rows are fewer than components.
     """
     num_values = len(mean)
     mean = mean.float()
@@ -280,5 +279,5 @@ def principal_components(batches: Batches, mean: Tensor, num_components: int) ->
     variances, vectors = torch.linalg.eigh(covariance / count)  # in ascending order
     leading = vectors.flip(1)[:, :num_components].float()
     variances = variances.flip(0)[:num_components]
-    variances = torch.where(variances > ROUNDING * variances[0], variances, 0.0)
-    return leading if basis is None else basis @ leading, variances
+    kept = variances > ROUNDING * variances[0]
+    return (leading if basis is None else basis @ leading) * kept, variances * kept

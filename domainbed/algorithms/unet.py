@@ -59,6 +59,12 @@ class UNet(Algorithm):
                 key = "freeze_bn" if self.freeze_bn else "pretrained"
                 raise ValueError(f"{key} is about a timm encoder, but model = null. Name one, such as model=resnet18")
 
+        def idle(self) -> dict[str, str]:
+            """Return what a timm encoder decides itself."""
+            return super().idle() | (
+                {} if self.model is None else dict.fromkeys(("down", "depth"), f"model = {self.model}")
+            )
+
     needs_masks = True
     shared_in_evaluation = ("network",)
 

@@ -79,6 +79,11 @@ class VAE_DG(Algorithm):
             if self.paper_compat and self.recon_reduction != "sum":
                 raise ValueError("paper_compat = true sums over the batch. Leave recon_reduction out, or paper_compat")
 
+        def idle(self) -> dict[str, str]:
+            """Return what belongs to another schedule."""
+            cyclical = {} if self.kl_anneal_cyclical else {"kl_anneal_cycle_length": "kl_anneal_cyclical = false"}
+            return super().idle() | cyclical
+
     needs_labels = True
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:

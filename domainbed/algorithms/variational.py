@@ -66,6 +66,16 @@ class VAEHParams(LikelihoodHParams):
                 "kl_anneal = capacity weighs the KL with gamma and sets its size itself. Leave beta and free_bits out"
             )
 
+    def idle(self) -> dict[str, str]:
+        """Return what belongs to another schedule."""
+        keys = {
+            "constant": ("kl_anneal_start", "kl_anneal_end", "kl_anneal_cycle_length", "capacity", "gamma"),
+            "linear": ("kl_anneal_cycle_length", "capacity", "gamma"),
+            "cyclical": ("capacity", "gamma"),
+            "capacity": ("kl_anneal_cycle_length",),
+        }[self.kl_anneal]
+        return super().idle() | dict.fromkeys(keys, f"kl_anneal = {self.kl_anneal}")
+
 
 def check_annealing(start: int, end: int, cycle_length: int | None) -> None:
     """Raise `ValueError` where an annealing ends before it starts, or after its cycle does (None: no cycles)."""

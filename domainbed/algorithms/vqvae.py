@@ -24,7 +24,7 @@ codebook are those of one process. It uses no labels.
 """
 
 import math
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -37,27 +37,6 @@ from domainbed.registry import ALGORITHMS
 
 #: 2 sigma^2 = 0.063, the variance of CIFAR-10's values in [0, 1], by which the authors' code divides the squared error.
 SIGMA = 0.178
-
-
-@runtime_checkable
-class Coder(Protocol):
-    """Gives a grid of discrete codes for images, and images for such a grid.
-
-    Attributes:
-        num_codes: K; a code is a whole number from 0 to K - 1.
-        grid: (h, w).
-    """
-
-    num_codes: int
-    grid: tuple[int, int]
-
-    def codes(self, x: Tensor) -> Tensor:
-        """Return codes (B, h, w), long, for images (B, C, H, W)."""
-        ...
-
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Return images (B, C, H, W) in [0, 1] for codes (B, h, w)."""
-        ...
 
 
 @ALGORITHMS.register("VQVAE")

@@ -245,10 +245,17 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
     resolved = resolve([RunSettings, dataset.HParams, algorithm.HParams], layers, _all_keys)
     if recorded is not None:
         _check_unchanged(recorded, recorded_layers, resolved)
+    own = {
+        layer.name
+        for where, values in files
+        for layer in _file_layers(where, values, str(dataset_name), algorithm_name)
+    }
+    hparams = cast(HParams, resolved.models[algorithm.HParams])
+    for key, why in hparams.idle().items():
+        if (where := resolved.sources[key]) in {*own, COMMAND_LINE}:
+            resolved.idle.append(f"{where}: {key} = {hparams[key]} has no effect, because {why}")
     settings = cast(RunSettings, resolved.models[RunSettings]).model_copy(update={"dataset": str(dataset_name)})
-    return Configuration(
-        settings, dataset, resolved.models[dataset.HParams], algorithm, resolved.models[algorithm.HParams], resolved
-    )  # fmt: skip
+    return Configuration(settings, dataset, resolved.models[dataset.HParams], algorithm, hparams, resolved)
 
 
 #: Images per environment of `train_subset` where nothing is said: enough to see a model learn, few enough to wait for.

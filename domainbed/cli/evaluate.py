@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of every environment, by name, with what was evaluated."""
     from domainbed import checkpoint, evaluator, metrics
+    from domainbed.algorithms.base import Predictor
     from domainbed.datasets.prepare import default_cache_dir, default_num_workers, prepare
     from domainbed.engine import Engine
     from domainbed.records import finite
@@ -83,8 +84,10 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             f"the model learnt masks of {', '.join(meta['classes'])}, but those of these images are of "
             f"{', '.join(images.target_classes)}. Choose the same ones, in that order, with mask_kinds=…"
         )
-    if not algorithm.needs_masks:
+    if isinstance(algorithm, Predictor) or algorithm.needs_labels:
         images.labels = translate(images.labels, images.classes, meta["classes"])
+    elif not algorithm.needs_masks:
+        images.labels = np.full_like(images.labels, -1)  # of no use to a model that never learnt any
     engine = Engine(arguments.device, arguments.precision or config["precision"])
     engine.prepare(algorithm)
     result: dict[str, Any] = {

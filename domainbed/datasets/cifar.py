@@ -6,6 +6,8 @@
   which is used), and 3 x 32 x 32 bytes, a plane for each of red, green and blue;
 - a folder, or a zip archive that is read where it is, of images <train|test>/<class>/<image>, whatever lies above them.
 
+With download=true the binary version is fetched where none of them is found.
+
 The publisher's Python version is pickles, which can run any code when they are read. It is never read.
 """
 
@@ -66,21 +68,21 @@ class _Cifar(SourceDataset):
             if root.suffix.lower() != ".zip":
                 raise self._fault(f"{str(root)!r} is a file, and no .zip")
             return self._open_zip(root)
-        folder = self._binary_folder(root)
-        if folder is None and self.hparams.download:
-            tar = fetch(self.archive, root)
-            folder = root / self.binary_folder
-            unpack(tar, [name for names in self.binary_files.values() for name in names], folder)
-        if folder is not None:
+        if folder := self._binary_folder(root):
             return self._open_binary(folder)
-        if not root.is_dir():
-            raise self._fault(f"there is no {str(root)!r}")
         for candidate in (root, *(root / name for name in (self.name.lower(), self.name))):
             if candidate.is_dir() and any(map(splits.spelled, folders_in(candidate))):
                 return self._open_folder(candidate)
         for path in sorted(root.glob("*.zip")):
             if path.stem.lower() == self.name.lower():
                 return self._open_zip(path)
+        if self.hparams.download:
+            tar = fetch(self.archive, root)
+            folder = root / self.binary_folder
+            unpack(tar, [name for names in self.binary_files.values() for name in names], folder)
+            return self._open_binary(folder)
+        if not root.is_dir():
+            raise self._fault(f"there is no {str(root)!r}")
         pickles, example = self.pickled
         if any((folder / example).is_file() for folder in (root, root / pickles)):
             raise self._fault(
@@ -90,10 +92,11 @@ class _Cifar(SourceDataset):
 
     def _fault(self, found: str) -> UserError:
         first = self.binary_files["train"][0]
+        fetched = "Give a folder without these" if self.hparams.download else "Pass download=true"
         return UserError(
             f"{self.name} needs <data_dir>/{self.binary_folder}/{first}, or images in "
-            f"<data_dir>/<train|test>/<class>/ or in {self.name.lower()}.zip, but {found}. Pass download=true to fetch "
-            f"the former, or unpack {self.archive.urls[0]} in --data_dir"
+            f"<data_dir>/<train|test>/<class>/ or in {self.name.lower()}.zip, but {found}. {fetched} to fetch the "
+            f"former, or unpack {self.archive.urls[0]} in --data_dir"
         )
 
     def _binary_folder(self, root: Path) -> Path | None:

@@ -5,8 +5,9 @@
 
 An environment is a folder that holds `images`, with train, val and test folders between where they are given; `masks`
 has a folder for each kind, `mask` has the masks themselves. Masks are named as their image, which `_` and anything may
-follow. Masks without a folder of their kind are of `vessels` where their names end as CHASE_DB1's (1stHO) and DRIVE's
-(manual1) do, else of `mask`. A kind `ignore` marks what nobody labelled.
+follow. Folders below `images` are repeated below `masks/<kind>` and `mask`; without them, masks are matched by file
+name, which one photograph alone may then have. Masks without a folder of their kind are of `vessels` where their names
+end as CHASE_DB1's (1stHO) and DRIVE's (manual1) do, else of `mask`. A kind `ignore` marks what nobody labelled.
 
 data_dir is such a folder, or holds several: IDRiD (Porwal et al. 2018), CHASE_DB1 (Fraz et al. 2012). Other folders
 beside them are passed over.
@@ -14,7 +15,8 @@ beside them are passed over.
 
 import os
 import re
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -32,6 +34,10 @@ from domainbed.registry import DATASETS
 LESIONS = ("microaneurysms", "haemorrhages", "hard_exudates", "soft_exudates")
 _VESSELS = re.compile("_(1stHO|manual1)$", re.IGNORECASE)
 _MASK_FOLDERS = ("masks", "mask")
+_PLACE_OF_MASK = (
+    "Give each mask, in masks/<kind> or in mask, the folders and the name of its photograph in images, which '_' and "
+    "anything may follow"
+)
 
 
 @DATASETS.register("FundusSegmentation")
@@ -154,19 +160,16 @@ class FundusSegmentation(Dataset):
     def _add(self, number: int, environment: str, root: Path, split: str | None, folder: Path) -> None:
         """Add the photographs of a folder with their masks."""
         pattern = re.compile(self.hparams.group_pattern) if self.hparams.group_pattern else None
-        files = {
-            os.path.splitext(parts[-1])[0]: folder.joinpath(*parts)
-            for parts in images_below(folder / "images", ("images",))
-        }
-        masks = _masks_of(folder, files)
-        for stem, path in sorted(files.items()):
+        photographs = _photographs_in(folder)
+        masks = _masks_of(folder, photographs)
+        for key, path in sorted(photographs.items()):
             name = f"{environment}/{path.relative_to(root).as_posix()}"
-            match = pattern.search(stem) if pattern else None
+            match = pattern.search(path.stem) if pattern else None
             patient = match and (match[1] if match.re.groups else match[0])
             group = f"{environment}/{patient}" if patient else name
             self.samples.append(Sample(number, name, UNLABELLED, group, split))
             self._files.append(path)
-            self._masks.append(masks[stem])
+            self._masks.append(masks[key])
 
     def _fault(self, found: str) -> UserError:
         return UserError(
@@ -190,33 +193,77 @@ def _is_place(folder: Path) -> bool:
     return (folder / "images").is_dir() and any((folder / name).is_dir() for name in _MASK_FOLDERS)
 
 
-def _masks_of(folder: Path, stems: Collection[str]) -> dict[str, dict[str, Path]]:
+def _photographs_in(folder: Path) -> dict[str, Path]:
+    """Return the photographs by name: their path in `images`, without suffix.
+
+    Raises:
+        UserError: two have one name.
+    """
+    found: dict[str, Path] = {}
+    for parts in sorted(images_below(folder / "images", ())):
+        name = os.path.splitext("/".join(parts))[0]
+        path = folder.joinpath("images", *parts)
+        if name in found:
+            raise UserError(
+                f"{folder / 'images'} has two photographs {name}: {found[name].name} and {path.name}. Masks are "
+                "matched by name, without suffix: keep one, or rename one and its masks"
+            )
+        found[name] = path
+    return found
+
+
+def _masks_of(folder: Path, photographs: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
     """Return kind -> file of the masks of each photograph.
 
     Raises:
-        UserError: masks of no photograph, or two of one kind.
+        UserError: masks of no photograph, a mask that may be of several, or two of one kind.
     """
-    found: dict[str, dict[str, Path]] = {stem: {} for stem in stems}
+    found: dict[str, dict[str, Path]] = {name: {} for name in photographs}
+    namesakes: dict[str, list[str]] = defaultdict(list)
+    for name in photographs:
+        namesakes[name.rpartition("/")[2]].append(name)
     strange = []
     for top in _MASK_FOLDERS:
-        for parts in sorted(images_below(folder / top, (top,))) if (folder / top).is_dir() else ():
-            own = os.path.splitext(parts[-1])[0]
-            kind = parts[1] if len(parts) > 2 else "vessels" if _VESSELS.search(own) else "mask"
-            stem = own
-            while stem not in found and "_" in stem:
-                stem = stem.rpartition("_")[0]
-            if stem not in found:
-                strange.append("/".join(parts))
+        for parts in sorted(images_below(folder / top, ())) if (folder / top).is_dir() else ():
+            *folders, file = parts
+            stem = os.path.splitext(file)[0]
+            kind = "vessels" if _VESSELS.search(stem) else "mask"
+            if top == "masks" and folders:
+                kind = folders.pop(0)
+            path = folder.joinpath(top, *parts)
+            possible = _photographs_of(folders, stem, namesakes)
+            if not possible:
+                strange.append("/".join((top, *parts)))
                 continue
-            path = folder.joinpath(*parts)
-            if kind in found[stem]:
-                raise UserError(
-                    f"{folder} has two masks of {kind} for {stem}: {found[stem][kind].name} and {path.name}. Keep one"
-                )
-            found[stem][kind] = path
+            if len(possible) > 1:
+                files = some(photographs[name].relative_to(folder).as_posix() for name in possible)
+                raise UserError(f"{path} may be the mask of several photographs: {files}. {_PLACE_OF_MASK}")
+            masks = found[possible[0]]
+            if kind in masks:
+                raise UserError(f"two masks of {kind} for {possible[0]}: {masks[kind]} and {path}. Keep one")
+            masks[kind] = path
     if strange:
         raise UserError(
-            f"{folder} has masks of no photograph in images: {some(strange)}. Name each as its photograph, which '_' "
-            "and anything may follow, or move them away"
+            f"{folder} has masks of no photograph in images: {some(strange)}. {_PLACE_OF_MASK}, or move them away"
         )
     return found
+
+
+def _photographs_of(folders: list[str], stem: str, namesakes: Mapping[str, list[str]]) -> list[str]:
+    """Return the photographs that a mask may be of: that of its folders and name, else, without folders, all so named.
+
+    Args:
+        folders: of the mask, below that of its kind.
+        stem: its file's name without suffix. The longest beginning that names a photograph counts.
+        namesakes: the photographs' names by their last part.
+    """
+    while True:
+        same = namesakes.get(stem, [])
+        name = "/".join((*folders, stem))
+        if name in same:
+            return [name]
+        if same and not folders:
+            return same
+        if "_" not in stem:
+            return []
+        stem = stem.rpartition("_")[0]

@@ -9,7 +9,7 @@ So the pack, the loader and the augmentation move a single plane, and what paddi
 from is `Dataset.chosen_masks`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,11 +44,6 @@ class MaskClasses:
     def background(self) -> str | None:
         """Name of the class that is the background; None where the background is what no kind marks."""
         return self.names[0] if self.exclusive else None
-
-    @property
-    def scored(self) -> tuple[str, ...]:
-        """Names of the classes whose IoU and Dice enter a mean: all but the background."""
-        return self.names[1:] if self.exclusive else self.names
 
     def describe(self) -> str:
         """Return a line for the log."""
@@ -90,6 +85,11 @@ def to_plane(masks: Mapping[str, np.ndarray], classes: MaskClasses) -> np.ndarra
     if IGNORED_KIND in masks:
         plane = np.where(masks[IGNORED_KIND] != 0, np.uint8(IGNORE), plane)
     return plane
+
+
+def labelled_values(planes: Iterable[np.ndarray]) -> set[int]:
+    """Return the values of all labelled pixels of planes, uint8 (H, W) each; in either form 0 is the background."""
+    return {value for plane in planes for value in np.unique(plane).tolist()} - {IGNORE}
 
 
 def to_target(planes: "torch.Tensor", classes: MaskClasses) -> "torch.Tensor":

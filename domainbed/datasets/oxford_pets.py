@@ -23,10 +23,8 @@ from domainbed.registry import DATASETS
 
 #: File of a split, and what it is here: the published training images are divided into train and val by the run.
 LISTS = {"trainval.txt": splits.TRAIN, "test.txt": splits.TEST}
-#: Class of each value of a trimap. The publisher's 2 becomes 0, because 0 is the background everywhere here; what is no
-#: value of a trimap becomes no class, and is refused.
-CLASS_OF = np.full(256, 254, np.uint8)
-CLASS_OF[[2, 1, 3]] = [0, 1, 2]
+#: Class of each value of a trimap. The publisher's 2 becomes 0, because 0 is the background everywhere here.
+CLASS_OF = {1: 1, 2: 0, 3: 2}
 _PLACES = ("", "oxford-iiit-pet")
 
 
@@ -64,11 +62,22 @@ class OxfordPets(Dataset):
         """Return {"mask": the class of each pixel, uint8 (H, W), preprocessed with its photograph}.
 
         Raises:
-            UnreadableImage: photograph or trimap can't be decoded whole, or they are of different sizes.
+            UnreadableImage: photograph or trimap can't be decoded whole, they are of different sizes, or the trimap
+                holds another value than 1, 2 and 3.
         """
         image = images.read_image(self._image(index))
         trimap = read_files({"mask": self._trimap(index)}, image)["mask"]
-        return self.preprocess(image, {"mask": CLASS_OF[trimap]})[1]
+        unknown = np.setdiff1d(trimap, [*CLASS_OF])
+        if unknown.size:
+            others = f" and {unknown.size - 1} more" if unknown.size > 1 else ""
+            raise images.UnreadableImage(
+                f"its trimap holds the value {unknown[0]}{others}, but the values of a trimap are 1 pet, 2 background, "
+                "3 border. Unpack annotations.tar.gz again"
+            )
+        classes = np.zeros_like(trimap)
+        for value, number in CLASS_OF.items():
+            classes[trimap == value] = number
+        return self.preprocess(image, {"mask": classes})[1]
 
     def content(self, index: int) -> str:
         """Return the SHA-256 of the photograph's file.

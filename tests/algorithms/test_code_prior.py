@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,17 @@ def test_at_first_every_code_costs_log_k() -> None:
     losses = small().losses(minibatches(SHAPE))
     assert losses["loss"].item() == pytest.approx(5 * 6 * math.log(512))
     assert losses["bits_per_code"].item() == pytest.approx(9.0)
+
+
+def test_the_cost_by_frequency_is_that_of_counted_codes() -> None:
+    algorithm = small()
+    assert algorithm.losses(minibatches(SHAPE))["bits_by_frequency"].item() == pytest.approx(9.0)
+    x = concatenate(minibatches(SHAPE))[0]
+    algorithm.see_training_images(lambda: x.split(3))
+    counts = np.bincount(algorithm.codes(x).numpy().ravel(), minlength=512) + 1
+    seen = algorithm.codes(x[:2]).numpy().ravel()
+    expected = -np.log2(counts[seen] / counts.sum()).mean()
+    assert algorithm.losses([(x[:2], torch.zeros(2))])["bits_by_frequency"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_it_learns_the_codes_of_one_batch_by_heart() -> None:

@@ -1,5 +1,6 @@
 """A finished run as a part of another: the right model is found, it never moves, and the run on top stays whole."""
 
+import csv
 import inspect
 import shutil
 from pathlib import Path
@@ -148,7 +149,14 @@ def test_a_model_that_has_seen_the_target_is_announced(train, photographs: Path,
     status, out, _ = train("probe", *arguments, tiny=False)
     assert status == 0
     assert "was trained on camera0, which is left out here" in out
-    assert "splits of trial_seed = 0, here it is 3" in out
+    held_out = {}
+    for name in ("first", "probe"):
+        with open(folder(name) / "images.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        left_out = {"first": "camera1", "probe": "camera0"}[name]
+        held_out[name] = {r["content"] for r in rows if r["environment"] == left_out or r["split"] != "train"}
+    count = len(held_out["probe"] - held_out["first"])
+    assert f"was trained on {count} of the {len(held_out['probe'])} images that are held out or left out here" in out
     assert "was trained on camera0" in (folder("probe") / "summary.md").read_text()
 
 

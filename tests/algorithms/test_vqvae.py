@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from vector_quantize_pytorch import VectorQuantize
 
-from domainbed.algorithms.base import Sampler, concatenate
-from domainbed.algorithms.vqvae import VQVAE, Coder
+from domainbed.algorithms.base import Coder, Sampler, concatenate
+from domainbed.algorithms.vqvae import VQVAE
 from domainbed.engine import Engine
 from domainbed.testing import build, check_algorithm, minibatches
 

@@ -306,6 +306,24 @@ def test_evaluate_takes_as_many_images_at_once_as_it_is_told(train, photographs:
         refused(evaluate(capfd, *command, "--eval_batch_size", wrong), "--eval_batch_size", "at least 1")
 
 
+def test_a_model_that_learnt_no_labels_is_evaluated_without_any(train, photographs: Path, capfd, tmp_path) -> None:
+    from PIL import Image
+
+    assert train("plain", "--data_dir", photographs, "--algorithm", "AE", *RUN)[0] == 0
+    folder = Path("results/train_output/DR/plain")
+    other = tmp_path / "other"
+    (other / "clinic" / "some_finding").mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (20, 20), (40 * i, 90, 60)).save(other / "clinic" / "some_finding" / f"{i}.png")
+    (tmp_path / "bare.csv").write_text(
+        "path,environment\n" + "".join(f"other/clinic/some_finding/{i}.png,new\n" for i in range(3))
+    )
+    status, out, err = evaluate(capfd, folder, "--data_dir", other, "--dataset", "Folder", "--device", "cpu")
+    assert status == 0 and "clinic: 3 images" in out and "PSNR" in out, err
+    status, out, err = evaluate(capfd, folder, "--data_dir", tmp_path / "bare.csv", "--dataset", "Manifest")
+    assert status == 0 and "new: 3 images" in out, err
+
+
 def test_evaluate_says_what_is_missing(train, photographs: Path, capfd, tmp_path: Path) -> None:
     assert train("judged", "--data_dir", photographs, *RUN[:-2])[0] == 0
     folder = Path("results/train_output/DR/judged")

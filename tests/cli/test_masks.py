@@ -1,6 +1,7 @@
 """Whole runs of an algorithm that learns masks: what they leave and say, and what a user may get wrong."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from refusal import refused
 
 import domainbed
 from domainbed import cli
+from domainbed.errors import UserError
 
 PLAIN = ["model=null", "pretrained=auto", "width=4", "depth=2", "--algorithm", "UNet"]
 SHORT = ["--steps", "4", "--checkpoint_freq", "2", "--recon_freq", "2", "batch_size=4", "--test_envs", "0"]
@@ -111,6 +113,55 @@ def test_a_wrong_value(train, photographs_with_masks: Path, arguments: list[str]
     kept = [one for one in RUN if one.partition("=")[0] not in [two.partition("=")[0] for two in arguments]]
     refused(train("bad", "--data_dir", photographs_with_masks, *kept, *arguments), *says)
     assert not folder("bad").joinpath("config.yaml").exists()
+
+
+def without_discs(table: Path, *cameras: str) -> None:
+    """Make the discs' masks of these cameras background alone."""
+    for number, line in enumerate(table.read_text().splitlines()[1:]):
+        if line.split(",")[1] in cameras:
+            Image.fromarray(np.zeros((20, 20), bool)).save(table.parent / f"masks/{number}_disc.png")
+
+
+def test_environments_with_nothing_to_find_do_not_count_for_the_choice(train, photographs_with_masks: Path) -> None:
+    without_discs(photographs_with_masks, "camera0", "camera1")
+    status, out, _ = train("some", "--data_dir", photographs_with_masks, *RUN, "mask_kinds=disc")
+    assert status == 0 and "no best" not in out
+    needed = "dice_dataset needs held-out masks with a pixel that is not background"
+    assert f"target camera0, best: {needed}, and camera1 has none: left out of the choice" in out
+    assert f"target camera0 has no oracle checkpoint: select_by={needed}" in out
+    assert {path.name for path in (folder("some") / "te_camera0/checkpoints").iterdir()} == {"init", "best", "last"}
+    records = [json.loads(line) for line in (folder("some") / "results.jsonl").read_text().splitlines()]
+    of_camera2 = [
+        one["metrics"]["dice_dataset"] for one in records if one["kind"] == "eval" and one["environment"] == "camera2"
+    ]
+    meta = json.loads((folder("some") / "te_camera0/checkpoints/best/checkpoint.json").read_text())
+    assert meta["best"] == max(of_camera2)
+
+
+def test_sources_with_nothing_to_find(train, photographs_with_masks: Path) -> None:
+    without_discs(photographs_with_masks, "camera1", "camera2")
+    outcome = train("none", "--data_dir", photographs_with_masks, *RUN, "mask_kinds=disc")
+    refused(outcome, "camera1 has none, camera2 has none. Use select_by=total_loss or hold out more images")
+
+
+def test_the_study_of_unets_leaves_out_environments_with_nothing_to_find() -> None:
+    average = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/unet_factors.py"))["average"]
+
+    def records(**figures: list[float | None]) -> list[dict]:
+        """Figures of seeds 0, 1, … in each environment."""
+        common = {"part": "test", "protocol": "p"}
+        return [
+            common | {"seed": seed, "environment": environment, "metrics": {"dice_image": value}}
+            for environment, values in figures.items()
+            for seed, value in enumerate(values)
+        ]
+
+    found = records(a=[0.5, 0.25], b=[1.0, 0.75], c=[None, 0.0])  # seed 1 has invented pixels in c
+    assert [average(found, "test", "p", "dice_image", seed) for seed in (0, 1)] == [0.75, 0.5]
+    with pytest.raises(UserError, match="the masks of a, c mark nothing"):
+        average(records(a=[None], c=[None]), "test", "p", "dice_image", 0)
+    with pytest.raises(UserError, match="seed 7, is defined in no environment's part 'test': there is no such record"):
+        average(records(a=[0.5]), "test", "p", "dice_image", 7)
 
 
 def test_data_without_masks(train, photographs: Path) -> None:

@@ -277,6 +277,23 @@ def test_the_binary_version_is_fetched_on_request(tmp_path, monkeypatch):
     assert len(opened(tmp_path / "data").samples) == 39
 
 
+@pytest.mark.parametrize("form", ["folders", "folders above", "zip"])
+def test_nothing_is_fetched_where_something_is_there(tmp_path, monkeypatch, form):
+    if form == "zip":
+        write_zip(tmp_path / "cifar10.zip", images())
+    else:
+        write_folder(tmp_path / "cifar10" if form == "folders above" else tmp_path, images())
+    monkeypatch.setattr(cifar, "fetch", lambda remote, folder: pytest.fail(f"fetches {remote.name}"))
+    assert opened(tmp_path, download=True).samples == opened(tmp_path).samples
+
+
+def test_other_folders_in_the_place_of_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "fetch", lambda remote, folder: pytest.fail(f"fetches {remote.name}"))
+    (tmp_path / "train").mkdir()
+    assert f"'{tmp_path}' has no image. Pass download=true to fetch" in message(tmp_path)
+    assert f"'{tmp_path}' has no image. Give a folder without these to fetch" in message(tmp_path, download=True)
+
+
 def test_addresses_lie_beside_those_of_torchvision():
     for cls, oracle in ((CIFAR10, torchvision.datasets.CIFAR10), (CIFAR100, torchvision.datasets.CIFAR100)):
         assert isinstance(cls.archive, RemoteFile) and len(cls.archive.checksum) == len("sha256:") + 64

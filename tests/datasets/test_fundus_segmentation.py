@@ -104,6 +104,73 @@ def test_a_name_that_begins_another_does_not_take_its_masks(root: Path) -> None:
     assert found["IDRiD/images/IDRiD_01.jpg"] == 4 * SIDE and found["IDRiD/images/IDRiD_01_b.jpg"] == 9 * SIDE
 
 
+def heights(data: FundusSegmentation, kind: str) -> dict[str, int]:
+    """Rows that the mask of each photograph marks."""
+    return {sample.name: int(data.read_masks(i)[kind][:, 0].sum()) for i, sample in enumerate(data.samples)}
+
+
+@pytest.mark.parametrize(
+    ("place", "suffix", "kind"),
+    [("masks/vessels", "", "vessels"), ("masks/optic_disc", "_OD", "optic_disc"), ("mask", "_1stHO", "vessels")],
+)
+def test_folders_of_photographs_are_repeated_by_those_of_masks(
+    tmp_path: Path, place: str, suffix: str, kind: str
+) -> None:
+    rows = {"p1/left": 1, "p1/right": 2, "p2/left": 3, "p2/right": 4, "p2/deep/left": 5, "left": 6}
+    for grey, (name, height) in enumerate(rows.items()):
+        photograph(tmp_path / f"clinic/images/{name}.png", 40 * grey)
+        mask(tmp_path / f"clinic/{place}/{name}{suffix}.png", height)
+    data = open_(tmp_path / "clinic")
+    assert data.chosen_masks().names == (kind,)
+    assert heights(data, kind) == {f"clinic/images/{name}.png": height for name, height in rows.items()}
+    pixels = {sample.name: int(data.read(i)[0, 0, 0]) for i, sample in enumerate(data.samples)}
+    assert pixels == {f"clinic/images/{name}.png": 40 * grey for grey, name in enumerate(rows)}
+    assert len({sample.group for sample in data.samples}) == 6
+
+
+def test_masks_without_folders_are_matched_by_a_name_of_one_photograph_alone(tmp_path: Path) -> None:
+    for name in ("p1/left", "p1/right", "p2/central"):
+        photograph(tmp_path / f"images/{name}.jpg")
+    for rows, name in enumerate(("left", "right_x", "central"), start=1):
+        mask(tmp_path / f"masks/vessels/{name}.png", rows)
+    assert list(heights(open_(tmp_path), "vessels").values()) == [1, 2, 3]
+    photograph(tmp_path / "images/p2/right.jpg")
+    with pytest.raises(
+        UserError,
+        match=r"masks/vessels/right_x.png may be the mask of several photographs: 'images/p1/right.jpg', "
+        r"'images/p2/right.jpg'. Give each mask, in masks/<kind> or in mask, the folders and the name of its photo",
+    ):
+        open_(tmp_path)
+    (tmp_path / "masks/vessels/right_x.png").unlink()
+    mask(tmp_path / "masks/vessels/p1/right.png", 5)
+    mask(tmp_path / "masks/vessels/p2/right.png", 6)
+    assert list(heights(open_(tmp_path), "vessels").values()) == [1, 5, 3, 6]
+    mask(tmp_path / "masks/vessels/p1/left_again.png", 7)
+    with pytest.raises(
+        UserError, match=r"two masks of vessels for p1/left: .*/left.png and .*/p1/left_again.png\. Keep"
+    ):
+        open_(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["masks/vessels/p2", "mask/p2"])
+def test_a_mask_in_another_folder_is_not_taken(tmp_path: Path, place: str) -> None:
+    photograph(tmp_path / "images/p1/left.jpg")
+    mask(tmp_path / place / "left.png", 3)
+    with pytest.raises(UserError, match=rf"masks of no photograph in images: '{place}/left.png'\. Give each mask"):
+        open_(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", "p1/"])
+def test_two_photographs_of_one_name_are_refused(tmp_path: Path, folder: str) -> None:
+    photograph(tmp_path / f"images/{folder}a.png")
+    photograph(tmp_path / f"images/{folder}a.jpg")
+    mask(tmp_path / f"masks/vessels/{folder}a.png", 3)
+    with pytest.raises(
+        UserError, match=rf"images has two photographs {folder}a: a.jpg and a.png\. .* keep one, or ren"
+    ):
+        open_(tmp_path)
+
+
 def test_what_is_not_laid_out_so(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no --data_dir is given"):
         open_(None)

@@ -11,7 +11,7 @@ from domainbed.datasets.augment import AUGMENTATIONS, Augment
 from domainbed.datasets.images import UnreadableImage
 from domainbed.datasets.loaders import TrainLoader, in_order
 from domainbed.datasets.manifest import Manifest
-from domainbed.datasets.masks import IGNORE, MaskClasses, to_plane, to_target
+from domainbed.datasets.masks import IGNORE, MaskClasses, labelled_values, to_plane, to_target
 from domainbed.datasets.prepare import Images, prepare
 from domainbed.errors import UserError
 from domainbed.objectives.segmentation import IGNORE_INDEX
@@ -67,9 +67,16 @@ def test_values_that_a_mask_can_not_have(masks: dict, classes: MaskClasses, says
         to_plane(masks, classes)
 
 
-def test_which_classes_enter_a_mean() -> None:
-    assert (KINDS.background, KINDS.scored) == (None, ("disc", "cup", "vessels"))
-    assert (CLASSES.background, CLASSES.scored) == ("background", ("pet", "border"))
+def test_only_classes_that_exclude_each_other_name_their_background() -> None:
+    assert KINDS.background is None and CLASSES.background == "background"
+
+
+def test_values_of_labelled_pixels() -> None:
+    masks = {"disc": array([0, 255, 0]), "cup": array([0, 1, 0]), "vessels": array([0, 0, 0])}
+    marked, ignored = to_plane(masks, KINDS), to_plane(masks | {"ignore": array([0, 1, 1])}, KINDS)
+    assert labelled_values([marked, ignored]) == {0, 3}
+    assert labelled_values(np.stack([ignored, ignored])) == {0}
+    assert labelled_values([array([IGNORE, IGNORE])]) == labelled_values([]) == set()
 
 
 # --- from files to minibatches ---

@@ -1,5 +1,6 @@
 """Small files in the publisher's layout, read here and by torchvision."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,15 @@ def test_what_it_is(root: Path) -> None:
 @pytest.mark.parametrize("value", [0, 4, 255])
 def test_a_trimap_with_another_value_is_refused(root: Path, value: int) -> None:
     data = open_(root)
-    Image.fromarray(np.full((SIDE, SIDE), value, np.uint8)).save(data._trimap(0))
-    with pytest.raises(UnreadableImage, match="background, pet, border are 0 to 2"):
+    trimap = np.asarray(Image.open(data._trimap(0))).copy()
+    trimap[3, 5] = value
+    Image.fromarray(trimap).save(data._trimap(0))
+    text = f"its trimap holds the value {value}, but the values of a trimap are 1 pet, 2 background, 3 border. Unpack"
+    with pytest.raises(UnreadableImage, match=re.escape(text)):
+        data.read_mask(0, data.chosen_masks())
+    trimap[4, 5:7] = 9, 254
+    Image.fromarray(trimap).save(data._trimap(0))
+    with pytest.raises(UnreadableImage, match=f"holds the value {min(value, 9)} and 2 more, but"):
         data.read_mask(0, data.chosen_masks())
 
 
