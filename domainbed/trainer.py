@@ -37,7 +37,7 @@ from domainbed.algorithms.base import (
 )
 from domainbed.algorithms.finished import FinishedRun, construct
 from domainbed.datasets.augment import Augment
-from domainbed.datasets.loaders import TrainLoader
+from domainbed.datasets.loaders import ReadAhead, TrainLoader
 from domainbed.datasets.masks import labelled_values
 from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine, NonFiniteLoss
@@ -185,14 +185,12 @@ class Training:
         began = time.monotonic()
         with (
             stop_signals() as stop,
+            ReadAhead(self.loader.read, start, settings.steps) as ahead,
             tqdm(total=settings.steps, initial=start, desc=title, unit="step", disable=None, dynamic_ncols=True) as bar,
         ):
             for step in range(start, settings.steps):
                 seed_everything(self.seed, step)
-                minibatches = [
-                    (self.engine.to_device(x), y.to(self.engine.device, non_blocking=True))
-                    for x, y in self.loader.minibatches(step)
-                ]
+                minibatches = self.loader.finish(next(ahead), step, self.engine.to_device)
                 try:
                     losses = self.algorithm.update(minibatches)
                 except NonFiniteLoss as error:
@@ -204,7 +202,7 @@ class Training:
                 if done % settings.tb_freq == 0 or done == settings.steps:
                     self.record_losses(done, losses)
                 if at_checkpoint or now - logged_at > LOG_EVERY_SECONDS:
-                    log(progress(done, start, settings.steps, now - began, losses))
+                    log(progress(done, start, settings.steps, now - began, losses, ahead.waited))
                     logged_at = now
                 if settings.recon_freq and done % settings.recon_freq == 0 and done < settings.steps:
                     self.dump(done)
@@ -598,13 +596,14 @@ def seed_everything(seed: int, step: int) -> None:
     torch.manual_seed(state)
 
 
-def progress(done: int, start: int, total: int, seconds: float, losses: dict[str, torch.Tensor]) -> str:
-    """A line with the step, the losses, the rate and the time left."""
+def progress(done: int, start: int, total: int, seconds: float, losses: dict[str, torch.Tensor], waited: float) -> str:
+    """A line with the step, the losses, the rate, the time left and the share of it that was spent on waiting."""
     rate = (done - start) / max(seconds, 1e-9)
     minutes, seconds_left = divmod(int((total - done) / rate), 60)
     left = f"{minutes // 60}:{minutes % 60:02d}:{seconds_left:02d}"
     terms = ", ".join(f"{'total_loss' if key == 'loss' else key} {value.item():.4g}" for key, value in losses.items())
-    return f"step {done}/{total}: {terms} ({rate:.2f} steps/s, {left} left)"
+    share = waited / max(seconds, 1e-9)
+    return f"step {done}/{total}: {terms} ({rate:.2f} steps/s, {left} left, {share:.0%} waiting for data)"
 
 
 @dataclass

@@ -202,7 +202,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
                 settings=settings,
                 algorithm=configuration.algorithm,
                 hparams=hparams,
-                augment=Augment(configuration.dataset_hparams.augment, configuration.dataset_hparams.image_size),
+                augment=Augment(configuration.dataset_hparams.augment),
                 images=images,
                 targets=targets or [[]],
                 folder=folder,

@@ -1,130 +1,204 @@
 """What varies from step to step: random changes of training images, the same again for the same seed, step and row.
 
-torchvision's v2 transforms do the work, on uint8, one image at a time because v2 draws one set of parameters per call.
+A whole batch is changed at once, on the device where it lies, each image by parameters of its own. Everything that
+moves pixels becomes one affine map and one bilinear resampling per image, however many changes are named.
 What every split gets alike is in `preprocess`. Importing the names costs no torch.
 """
 
-import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from domainbed.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 AUGMENTATIONS = ("crop_scale", "horizontal_flip", "vertical_flip", "shift", "rotation", "color_jitter")
 
 #: Area of the random crop as a share of the image, and its aspect ratio, as in DomainBed's transforms.
 CROP_SCALE = (0.7, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
+#: A crop of an area and a ratio that do not fit the image is drawn anew, this often; then it is the whole image.
+CROP_TRIALS = 10
 #: Probability of either flip.
 FLIP_PROBABILITY = 0.5
 #: Largest shift along either axis, as a share of the side.
 SHIFT = 0.1
 #: Largest rotation to either side, in degrees.
 ROTATION_DEGREES = 15
-#: Strengths of torchvision's `ColorJitter`. DomainBed's, but for the hue: 0.3 turns a red retina green.
+#: Strengths of the colour changes, as of torchvision's `ColorJitter`: factors 1 ± strength, and a share of the hue's
+#: circle. DomainBed's, but for the hue: 0.3 turns a red retina green.
 COLOR_JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05}
+#: Weights of red, green and blue in grey (ITU-R BT.601), as torchvision has them.
+GREY = (0.2989, 0.587, 0.114)
 
 
 class Augment:
     """Apply the named random changes, in order, to each image with parameters of its own.
 
-    crop_scale: a random crop, resized to (S, S). Its mask lies up to half a pixel beside it: torchvision's "nearest"
-        looks at pixel corners.
+    crop_scale: a random crop, enlarged to the image.
     horizontal_flip, vertical_flip: or not, with equal probability.
-    shift, rotation: what comes in from outside is black, and 0 in a mask. Where both are named they are one resampling,
-        at the place of the first.
-    color_jitter: brightness, contrast, saturation and hue, in random order. Saturation and hue do nothing to grey.
+    shift, rotation: about the image's centre; what comes in from outside of the image is black, and 0 in a mask.
+    color_jitter: brightness, contrast, saturation and hue, in an order that is drawn for each step. Saturation and hue
+        do nothing to grey.
 
     Args:
         names: out of `AUGMENTATIONS`; none of them makes the call return its arguments.
-        image_size: side S of the images, in pixels.
 
     Raises:
         UserError: an unknown name.
     """
 
-    def __init__(self, names: Iterable[str], image_size: int) -> None:
-        self.names, self.image_size = tuple(names), image_size
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
         for name in self.names:
             if name not in AUGMENTATIONS:
                 raise UserError(f"augment: no {name!r}{did_you_mean(name, AUGMENTATIONS)}")
-        self._transforms = [_transform(part, image_size) for part in _merged(self.names)]
 
     def __call__(
-        self,
-        images: "torch.Tensor",
-        rows: Sequence[int],
-        seed: int,
-        step: int,
-        masks: "torch.Tensor | None" = None,
-    ) -> "tuple[torch.Tensor, torch.Tensor | None]":
-        """Return changed images, and masks changed by the same geometry with nearest neighbour.
+        self, images: "Tensor", rows: Sequence[int], seed: int, step: int, masks: "Tensor | None" = None
+    ) -> "tuple[Tensor, Tensor | None]":
+        """Return changed images, and masks moved with them by nearest neighbour.
 
-        The change of an image depends on `seed`, `step` and its own row alone: not on the batch that it came in, nor on
-        torch's global generator, which is left as it was.
+        The change of an image depends on `seed`, `step` and its own row alone, not on the batch that it came in. No
+        generator of torch's is asked.
 
         Args:
-            images: uint8 (B, C, H, W), C of 1 or 3, on any device.
+            images: float32 (B, C, S, S) in [0, 1], C of 1 or 3, on any device.
             rows: B numbers that name the images, the same in every run (rows of the pack).
             seed, step: of the run, and the optimiser step that the batch is for.
-            masks: uint8 (B, H, W).
+            masks: uint8 (B, S, S).
 
         Raises:
             ValueError: another shape or type.
         """
-        if not self._transforms:
+        if not self.names:
             return images, masks
         import torch
-        from torchvision import tv_tensors
 
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(rows) != len(images):
-            raise ValueError(f"images must be uint8 ({len(rows)}, C, H, W), not {images.dtype} {tuple(images.shape)}")
+        side = images.shape[-1]
+        if images.dtype != torch.float32 or images.shape != (len(rows), *images.shape[1:2], side, side):
+            raise ValueError(f"images must be float32 ({len(rows)}, C, S, S), not {images.dtype} {tuple(images.shape)}")
         if masks is not None and (masks.dtype != torch.uint8 or masks.shape != images[:, 0].shape):
             shape = tuple(images[:, 0].shape)
             raise ValueError(f"masks must be uint8 {shape}, not {masks.dtype} {tuple(masks.shape)}")
-        changed = []
-        # v2 draws on the CPU's default generator and takes no other, so that one is set and put back. (Not by
-        # torch.manual_seed, which would also reset the accelerators' generators.)
-        with torch.random.fork_rng(devices=[]):
-            for i, row in enumerate(rows):
-                torch.default_generator.manual_seed(_hash(seed, step, int(row)))
-                sample = [tv_tensors.Image(images[i])]
-                if masks is not None:
-                    sample.append(tv_tensors.Mask(masks[i : i + 1]))
-                for transform in self._transforms:
-                    sample = transform(sample)
-                changed.append([part.as_subclass(torch.Tensor) for part in sample])
-        if not changed:
-            return images, masks
-        new_images, *new_masks = (torch.stack(parts) for parts in zip(*changed, strict=True))
-        return new_images, new_masks[0][:, 0] if new_masks else None
+        draws = [np.random.default_rng((seed, step, int(row))) for row in rows]
+        maps = [np.stack([_MAPS[name](draw) for draw in draws]) for name in self.names if name in _MAPS]
+        if maps:
+            images, masks = _resample(images, masks, _composed(maps))
+        if "color_jitter" in self.names:
+            order = np.random.default_rng((seed, step)).permutation(len(COLOR_JITTER))
+            strengths = np.array([[draw.uniform(-1, 1) for _ in COLOR_JITTER] for draw in draws], np.float32)
+            images = images.contiguous()  # planes of one colour are several times as fast to compute with
+            for k in order.tolist():
+                images = _recolour(images, [*COLOR_JITTER][k], torch.from_numpy(strengths[:, k]).to(images.device))
+        return images.contiguous(memory_format=torch.channels_last), masks
 
 
-def _hash(seed: int, step: int, row: int) -> int:
-    """Return 32 bits (all that torch's CPU generator takes of a seed) that are the same in every process."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {step} {row}".encode(), digest_size=4).digest(), "little")
+# --- geometry: 2 x 3 matrices from a place in the new image to one in the old, both from -1 to 1 ---
 
 
-def _merged(names: tuple[str, ...]) -> list[frozenset[str]]:
-    """Return the names in order, with `shift` and `rotation` as one where the first of them stands."""
-    affine = frozenset(names) & {"shift", "rotation"}
-    return list(dict.fromkeys(affine if name in affine else frozenset([name]) for name in names))
+def _crop(draw: np.random.Generator) -> np.ndarray:
+    areas = draw.uniform(*CROP_SCALE, CROP_TRIALS)
+    ratios = np.exp(draw.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]), CROP_TRIALS))
+    sizes = np.sqrt([areas * ratios, areas / ratios])  # (2, trials): width and height as shares of the side
+    fitting = np.flatnonzero((sizes <= 1).all(0))
+    width, height = sizes[:, fitting[0]] if len(fitting) else (1.0, 1.0)
+    x, y = draw.uniform(-1, 1, 2)
+    return np.array([[width, 0, x * (1 - width)], [0, height, y * (1 - height)]])
 
 
-def _transform(names: frozenset[str], image_size: int) -> "torch.nn.Module":
-    from torchvision.transforms import v2
+def _horizontal_flip(draw: np.random.Generator) -> np.ndarray:
+    return np.array([[-1.0 if draw.random() < FLIP_PROBABILITY else 1.0, 0, 0], [0, 1, 0]])
 
-    bilinear = v2.InterpolationMode.BILINEAR
-    if names & {"shift", "rotation"}:
-        degrees = ROTATION_DEGREES if "rotation" in names else 0
-        return v2.RandomAffine(degrees, (SHIFT, SHIFT) if "shift" in names else None, interpolation=bilinear)
-    (name,) = names
-    if name == "crop_scale":
-        return v2.RandomResizedCrop(image_size, CROP_SCALE, CROP_RATIO, bilinear, antialias=True)
-    if name == "color_jitter":
-        return v2.ColorJitter(**COLOR_JITTER)
-    flip = {"horizontal_flip": v2.RandomHorizontalFlip, "vertical_flip": v2.RandomVerticalFlip}[name]
-    return flip(FLIP_PROBABILITY)
+
+def _vertical_flip(draw: np.random.Generator) -> np.ndarray:
+    return np.array([[1, 0, 0], [0, -1.0 if draw.random() < FLIP_PROBABILITY else 1.0, 0]])
+
+
+def _shift(draw: np.random.Generator) -> np.ndarray:
+    x, y = draw.uniform(-2 * SHIFT, 2 * SHIFT, 2)  # the side is 2 long
+    return np.array([[1, 0, x], [0, 1, y]])
+
+
+def _rotation(draw: np.random.Generator) -> np.ndarray:
+    angle = np.deg2rad(draw.uniform(-ROTATION_DEGREES, ROTATION_DEGREES))
+    return np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
+
+
+_MAPS = {
+    "crop_scale": _crop,
+    "horizontal_flip": _horizontal_flip,
+    "vertical_flip": _vertical_flip,
+    "shift": _shift,
+    "rotation": _rotation,
+}
+
+
+def _composed(maps: list[np.ndarray]) -> np.ndarray:
+    """Return (B, 2, 3): the maps of successive changes, (B, 2, 3) each, as that of all together."""
+    total = maps[0]
+    for following in maps[1:]:  # the place that the following change looks at is where this one looks from
+        linear = total[:, :, :2] @ following[:, :, :2]
+        total = np.concatenate([linear, total[:, :, :2] @ following[:, :, 2:] + total[:, :, 2:]], axis=2)
+    return total
+
+
+def _resample(images: "Tensor", masks: "Tensor | None", maps: np.ndarray) -> "tuple[Tensor, Tensor | None]":
+    """Return images, bilinearly, and masks, by nearest neighbour, each as its map says; black outside."""
+    import torch
+    from torch.nn import functional as F
+
+    theta = torch.from_numpy(maps.astype(np.float32)).to(images.device)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (B, S, S, 2)
+    changed = F.grid_sample(images, grid, "bilinear", "border", align_corners=False)
+    if masks is not None:
+        masks = F.grid_sample(masks[:, None].float(), grid, "nearest", "border", align_corners=False)[:, 0].byte()
+    if (np.abs(maps).sum(2) > 1 + 1e-6).any():  # a corner comes from outside
+        inside = (grid.abs() <= 1).all(-1)  # (B, S, S); up to the very edge a pixel has its full brightness
+        changed, masks = changed.mul_(inside[:, None]), None if masks is None else masks.mul_(inside)
+    return changed.clamp_(0, 1), masks
+
+
+# --- colour ---
+
+
+def _recolour(images: "Tensor", kind: str, strength: "Tensor") -> "Tensor":
+    """Return images changed in one way, as torchvision does it, by strengths (B,) between -1 and 1."""
+    amount = (COLOR_JITTER[kind] * strength)[:, None, None, None]
+    if kind == "brightness":
+        return (images * (1 + amount)).clamp(0, 1)
+    if kind == "contrast":
+        return _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), 1 + amount)
+    if images.shape[1] == 1:
+        return images
+    return _blend(images, _grey(images), 1 + amount) if kind == "saturation" else _turn_hue(images, amount)
+
+
+def _grey(images: "Tensor") -> "Tensor":
+    """Return (B, 1, H, W)."""
+    if images.shape[1] == 1:
+        return images
+    weights = images.new_tensor(GREY).reshape(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+def _blend(images: "Tensor", other: "Tensor", share: "Tensor") -> "Tensor":
+    return (other + share * (images - other)).clamp(0, 1)
+
+
+def _turn_hue(images: "Tensor", turn: "Tensor") -> "Tensor":
+    """Return images (B, 3, H, W) whose hue is turned by a share (B, 1, 1, 1) of the circle; HSV, hexagonal."""
+    import torch
+
+    red, green, blue = images.split(1, dim=1)
+    value = images.amax(1, keepdim=True)
+    chroma = value - images.amin(1, keepdim=True)
+    distance = torch.where(value == red, green - blue, torch.where(value == green, blue - red, red - green))
+    first = torch.where(value == red, 0.0, torch.where(value == green, 2.0, 4.0))  # sector where the hue is the largest
+    sector = (distance / chroma.clamp(min=torch.finfo(images.dtype).tiny)).add_(first).add_(6 * turn)  # (B, 1, H, W)
+    k = (sector + images.new_tensor([5, 3, 1]).reshape(1, 3, 1, 1)).remainder_(6)  # (B, 3, H, W)
+    return value - torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma)

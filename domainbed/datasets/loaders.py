@@ -1,10 +1,19 @@
-"""Batches of uint8 images out of packed rows; their order is a function of seed and step.
+"""Minibatches out of packed rows, read ahead of the step; their order is a function of seed and step.
 
-A loader keeps no state: batch `step` can be asked for at any time, so resuming a run is asking for the next step.
+    with ReadAhead(loader.read, start, steps) as ahead:
+        for step in range(start, steps):
+            minibatches = loader.finish(next(ahead), step, engine.to_device)
+
+A loader keeps no state: step `step` can be asked for at any time, so resuming a run is asking for the next step.
 Where rows come from is `prepare` and `packed`; how they are changed is `augment`.
 """
 
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +21,24 @@ from torch import Tensor
 from domainbed.datasets.augment import Augment
 from domainbed.datasets.prepare import Images
 from domainbed.errors import UserError
+
+T = TypeVar("T")
+
+#: Steps that are read ahead: one is being copied, one waits, one is read.
+AHEAD = 3
+
+
+@dataclass
+class Raw:
+    """What one step needs of one environment, as it is stored.
+
+    Attributes:
+        rows: (B,) of the images. pixels: uint8 (B, C, H, W). planes: uint8 (B, H, W) masks, or None.
+    """
+
+    rows: np.ndarray
+    pixels: Tensor
+    planes: Tensor | None
 
 
 class TrainLoader:
@@ -75,18 +102,28 @@ class TrainLoader:
         ]
         return rows[np.concatenate(chosen)]
 
-    def minibatches(self, step: int) -> list[tuple[Tensor, Tensor]]:
-        """Return (images uint8 (B, C, H, W), labels (B,)) for every training environment.
+    def read(self, step: int) -> list[Raw]:
+        """Return what is stored of a step's images, for every training environment. Any thread may call it."""
+        chosen = [self.row_indices(step, environment) for environment in self.environments]
+        return [Raw(rows, self.images.pixels(rows), self.images.planes(rows)) for rows in chosen]
+
+    def finish(self, raw: list[Raw], step: int, to_device: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return (images (B, C, H, W) in [0, 1], labels (B,)) on the device, augmented there.
 
         In a run with masks, these take the place of labels: (B, H, W) or (B, K, H, W), see `masks.to_target`. A mask is
         changed with its image.
+
+        Args:
+            raw: of `read`. step: the same.
+            to_device: takes uint8 images to float32 in [0, 1] on the device.
         """
         batches = []
-        for environment in self.environments:
-            rows = self.row_indices(step, environment)
-            planes = self.images.planes(rows)
-            x, planes = self.augment(self.images.pixels(rows), self.keys(rows), self.seed, step, planes)
-            batches.append((x, self.images.targets(rows, planes)))
+        for one in raw:
+            x = to_device(one.pixels)
+            planes = None if one.planes is None else one.planes.to(x.device, non_blocking=True)
+            x, planes = self.augment(x, self.keys(one.rows), self.seed, step, planes)
+            y = self.images.targets(one.rows, planes)
+            batches.append((x, y.to(x.device, non_blocking=True)))
         return batches
 
     def keys(self, rows: np.ndarray) -> list[int]:
@@ -97,6 +134,47 @@ class TrainLoader:
             keys.append(row + seen.get(row, 0) * len(self.images.labels))
             seen[row] = seen.get(row, 0) + 1
         return keys
+
+
+class ReadAhead(Generic[T]):
+    """Calls a function of the step in a thread of its own, a few steps before each is asked for.
+
+    Args:
+        read: what a step needs; called in order, for each step once.
+        start, stop: first step, and the one after the last.
+
+    Attributes:
+        waited: seconds that `next` has waited for `read`.
+    """
+
+    def __init__(self, read: Callable[[int], T], start: int, stop: int) -> None:
+        self.read, self.waited = read, 0.0
+        self._steps = iter(range(start, stop))
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+        self._waiting: deque[Future[T]] = deque()
+        for _ in range(AHEAD):
+            self._ask()
+
+    def __enter__(self) -> "ReadAhead[T]":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def __next__(self) -> T:
+        """Return what the next step needs; an error of `read` is raised here."""
+        if not self._waiting:
+            raise StopIteration
+        began = time.monotonic()
+        found = self._waiting.popleft().result()
+        self.waited += time.monotonic() - began
+        self._ask()
+        return found
+
+    def _ask(self) -> None:
+        for step in self._steps:
+            self._waiting.append(self._thread.submit(self.read, step))
+            break
 
 
 def in_order(images: Images, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -81,6 +81,12 @@ def test_values_of_labelled_pixels() -> None:
 
 # --- from files to minibatches ---
 
+
+def batches(loader: TrainLoader, step: int) -> list:
+    """Return the minibatches of a step on the CPU."""
+    return loader.finish(loader.read(step), step, lambda pixels: pixels.float() / 255)
+
+
 SIDE = 24
 
 
@@ -121,20 +127,20 @@ def test_a_run_finds_the_masks_of_each_image(table: Path, tmp_path: Path) -> Non
     (_, y), *_ = in_order(found, np.array([3, 5]), 2)
     assert y.shape == (2, 2, SIDE, SIDE)
     assert found.csv().splitlines()[0] == "image,environment,split,class,group,content,masks"
-    x, y = TrainLoader(found, [0, 1], 3, 0, Augment([], SIDE)).minibatches(0)[1]
-    assert torch.equal(x[:, 0] > 127, y[:, 0].bool())
+    x, y = batches(TrainLoader(found, [0, 1], 3, 0, Augment([])), 0)[1]
+    assert torch.equal(x[:, 0] > 0.5, y[:, 0].bool())
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_a_mask_is_changed_with_its_image(table: Path, tmp_path: Path, name: str) -> None:
     """The mask is where the image is bright; what comes in from outside is black, and of no kind."""
     found = images(table, tmp_path / "cache")
-    loader = TrainLoader(found, [0, 1], 4, 0, Augment([name], SIDE))
-    plain = TrainLoader(found, [0, 1], 4, 0, Augment([], SIDE))
+    loader = TrainLoader(found, [0, 1], 4, 0, Augment([name]))
+    plain = TrainLoader(found, [0, 1], 4, 0, Augment([]))
     moved = 0
     for step in range(4):
-        for (x, y), (_, before) in zip(loader.minibatches(step), plain.minibatches(step), strict=True):
-            agree = ((x[:, 0] > 127) == y[:, 0].bool()).float().mean()
+        for (x, y), (_, before) in zip(batches(loader, step), batches(plain, step), strict=True):
+            agree = ((x[:, 0] > 0.5) == y[:, 0].bool()).float().mean()
             assert agree > 0.95  # interpolation decides along an edge; a mask that stayed behind agrees to 0.8
             moved += not torch.equal(y, before)
     assert (moved > 0) == (name != "color_jitter")
