@@ -216,7 +216,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{run_dir} is not the folder of a run: it holds no config.yaml. Give results/train_output/<dataset>/<name>"
         ) from None

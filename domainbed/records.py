@@ -24,8 +24,8 @@ from domainbed.errors import UserError, explain_os_errors
 
 
 def begun(path: Path) -> bool:
-    """Whether a run has begun in a folder. One killed while images are decoded leaves a log there, and no run."""
-    return (path / "config.yaml").exists() or any(path.glob("te_*")) or any(path.glob("seed_*/te_*"))
+    """Whether a run has begun in a folder: whether it has a checkpoint, if only of its first weights."""
+    return any(path.glob("te_*/checkpoints/*")) or any(path.glob("seed_*/te_*/checkpoints/*"))
 
 
 class RunFolder:
@@ -58,6 +58,8 @@ class RunFolder:
             raise UserError(
                 f"{path} is being written by another process (number {holder}). Wait for it or choose another name"
             ) from None
+        if not resume:
+            self.clear()  # what one left that was killed before it began
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()

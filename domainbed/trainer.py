@@ -40,7 +40,7 @@ from domainbed.datasets.augment import Augment
 from domainbed.datasets.loaders import ReadAhead, TrainLoader
 from domainbed.datasets.masks import labelled_values
 from domainbed.datasets.prepare import Images
-from domainbed.engine import Engine, NonFiniteLoss
+from domainbed.engine import Engine, NonFiniteLoss, out_of_memory_explained
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.model_selection import PROTOCOLS
 from domainbed.records import Board, Records
@@ -67,6 +67,7 @@ class Run:
         folder: `results/train_output/<dataset>/<name>`.
         config: the resolved configuration, as plain data.
         command: the command line.
+        built_on: `finished.digests` of each training when the run began, by "<seed>/<target>".
     """
 
     settings: RunSettings
@@ -80,6 +81,7 @@ class Run:
     command: str
     engine: Engine
     records: Records
+    built_on: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -262,7 +264,9 @@ class Training:
         if checkpoint.exists(last):
             runs = checkpoint.read_meta(last).get("runs", {})
             return hparams.model_copy(update={key: FinishedRun(**run) for key, run in runs.items()})
-        return finished.bind(hparams, self.name, self.seed)
+        bound = finished.bind(hparams, self.name, self.seed)
+        finished.check_digests(bound, self.shared.built_on.get(f"{self.seed}/{self.name}", {}))
+        return bound
 
     def say_what_finished_runs_have_seen(self) -> None:
         """Note whatever a finished run has seen that this one leaves or holds out."""
@@ -287,7 +291,13 @@ class Training:
         shape, classes, domains = self.images.input_shape, len(self.images.target_classes), len(self.sources)
         resumed = checkpoint.exists(last)
         build = construct if resumed else lambda cls, *args: cls(*args)
-        self.algorithm: Algorithm = build(run.algorithm, shape, classes, domains, self.hparams)
+        with out_of_memory_explained("building the network"):
+            self.algorithm: Algorithm = build(run.algorithm, shape, classes, domains, self.hparams)
+        if not any(parameter.requires_grad for parameter in self.algorithm.parameters()):
+            raise UserError(
+                f"{self.settings.algorithm} has nothing to learn with these settings: no layer of it has weights. Give "
+                "it one that has, such as a convolution"
+            )
         self.say_what_finished_runs_have_seen()
         self.check_batch_norm()
         if isinstance(self.algorithm, SeesClassCounts):
@@ -576,6 +586,8 @@ class Training:
             if not self.engine.is_finite([minibatch]):
                 guilty.append(self.images.environments[environment])
         terms = ["total_loss" if term == "loss" else term for term in error.terms]
+        last = checkpoint.exists(self.checkpoints / "last")
+        saved = f"Checkpoints of earlier steps are in {self.checkpoints}. " if last else ""
         who = (
             f"the minibatch of {' and of '.join(guilty)} alone gives it"
             if guilty
@@ -583,8 +595,7 @@ class Training:
         )
         return UserError(
             f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: "
-            f"{', '.join(terms)}; {who}. Checkpoints of earlier steps are in {self.checkpoints}. "
-            "Start another run with a lower lr, or with --precision float32"
+            f"{', '.join(terms)}; {who}. {saved}Start another run with a lower lr, or with --precision float32"
         )
 
 

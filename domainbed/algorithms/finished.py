@@ -28,6 +28,8 @@ from domainbed.hparams import Kind
 from domainbed.registry import ALGORITHMS
 
 EXPORTED = "model.safetensors"
+#: In a run's folder: digests of the models that each of its trainings is built on.
+BUILT_ON = "built_on.json"
 #: Settings of a data set that do not change what an image looks like.
 IRRELEVANT = {"augment", "download", "environments", "group_pattern", "label", "mask_kinds", "num_images"}
 
@@ -37,6 +39,7 @@ class FinishedRun(BaseModel):
 
     Attributes:
         path: the exported file; empty where the weights come with those of the algorithm that it is a part of.
+        digest: SHA-256 of that file.
         algorithm: its name. hparams: the values of its keys.
         input_shape: (C, H, W). classes: of its labels. num_domains: of its training.
         dataset: the name of its data set. sources: environments that it was trained on. target: that it left out.
@@ -48,6 +51,7 @@ class FinishedRun(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
+    digest: str = ""
     algorithm: str
     hparams: dict[str, Any]
     input_shape: tuple[int, int, int]
@@ -91,6 +95,25 @@ def bind(hparams: Any, target: str, seed: int) -> Any:
     return hparams.model_copy(update={key: read(find(key, path, target, seed)) for key, path in paths.items()})
 
 
+def digests(hparams: Any) -> dict[str, str]:
+    """Return the digests of the models that bound hyper-parameters name, by key."""
+    return {key: run.digest for key, run in runs_of(hparams).items()}
+
+
+def check_digests(hparams: Any, begun_with: Mapping[str, str]) -> None:
+    """Raise `UserError` where bound hyper-parameters name other models than a run began with.
+
+    Args:
+        hparams: bound. begun_with: `digests` at the start of the run.
+    """
+    for key, digest in digests(hparams).items():
+        if key in begun_with and begun_with[key] != digest:
+            raise UserError(
+                f"{key}: {hparams[key].path} is not the model that this run began with. Put that one back, name the "
+                f"folder that it is in now, {key}=<folder>, or start another run"
+            )
+
+
 def runs_of(hparams: Any) -> dict[str, FinishedRun]:
     """Return the descriptions of the finished runs that bound hyper-parameters name, by key."""
     return {key: hparams[key] for key in hparams.runs if isinstance(hparams[key], FinishedRun)}
@@ -110,14 +133,17 @@ def find(key: str, path: str | Path, target: str, seed: int) -> Path:
     Raises:
         UserError: there is no run, it is not finished, or it holds several models and none for this target or seed.
     """
+    if not str(path).strip():
+        raise UserError(f"{key} is empty. Give the folder of a finished run, or its exported model")
     path = Path(path).expanduser()
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise UserError(f"{key}: there is no file {path}. Give the folder of a finished run, or its exported model")
         return path
     if not path.is_dir():
-        raise UserError(f"{key}: there is no {path}. Give the folder of a finished run, or its exported model")
-    if path.name.startswith("te_"):
+        found = "is a file, and no .safetensors" if path.is_file() else "is not there"
+        raise UserError(f"{key}: {path} {found}. Give the folder of a finished run, or its exported model")
+    if path.name.startswith("te_") and not (path / "config.yaml").is_file():
         return _exported(key, path)
     models = find_targets(path)
     if not models:
@@ -168,7 +194,11 @@ def read(path: Path) -> FinishedRun:
         UserError: the file is missing, broken, or was not exported by a run.
     """
     config, meta = read_export(path)
-    return describe(config, meta).model_copy(update={"path": str(path)})
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return describe(config, meta).model_copy(update={"path": str(path), "digest": digest.hexdigest()})
 
 
 def describe(config: dict[str, Any], meta: dict[str, Any]) -> FinishedRun:
@@ -269,6 +299,16 @@ def frozen(hparams: Any, key: str, input_shape: tuple[int, int, int], capability
     return freeze(key, hparams[key], input_shape, capability)
 
 
+def check_shape(key: str, run: FinishedRun, input_shape: tuple[int, int, int]) -> None:
+    """Raise `UserError` where a finished run takes images of another size."""
+    if tuple(run.input_shape) != tuple(input_shape):
+        theirs, ours = (" x ".join(map(str, shape)) for shape in (run.input_shape, input_shape))
+        raise UserError(
+            f"{key}: {run.path} takes images of {theirs} (channels, height, width), but those of this run are {ours}. "
+            "Use the image_size and preprocess of that run, or another run"
+        )
+
+
 def freeze(key: str, run: FinishedRun | str, input_shape: tuple[int, int, int], capability: Any = None) -> Frozen:
     """Return the algorithm of a finished run, frozen.
 
@@ -283,12 +323,7 @@ def freeze(key: str, run: FinishedRun | str, input_shape: tuple[int, int, int], 
     """
     if not isinstance(run, FinishedRun):
         run = read(find(key, run, "none", 0))
-    if tuple(run.input_shape) != tuple(input_shape):
-        theirs, ours = (" x ".join(map(str, shape)) for shape in (run.input_shape, input_shape))
-        raise UserError(
-            f"{key}: {run.path} takes images of {theirs} (channels, height, width), but those of this run are {ours}. "
-            "Use the image_size and preprocess of that run, or another run"
-        )
+    check_shape(key, run, input_shape)
     algorithm = build(run)
     if capability is not None and not isinstance(algorithm, capability):
         raise UserError(

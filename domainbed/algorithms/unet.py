@@ -76,6 +76,12 @@ class UNet(Algorithm):
                 f"output = {h.output} tells classes of a pixel apart, but there is "
                 f"{'only one' if num_classes else 'none'}. Use output=sigmoid for masks of a single kind"
             )
+        side = min(input_shape[1:])
+        if h.model is None and side < 2**h.depth:
+            raise UserError(
+                f"depth = {h.depth} halves the side of an image {h.depth} times, but these are of {input_shape[1]} x "
+                f"{input_shape[2]} px. Use depth={side.bit_length() - 1} or less, or a larger image_size"
+            )
         encoder: ConvPyramid | TimmPyramid
         if h.model is None:
             encoder = ConvPyramid(input_shape[0], h.width, h.depth, h.down)

@@ -265,13 +265,14 @@ SUBSET_SIZE = 100
 def _check_unchanged(recorded: Path, before: list[Layer], now: Resolved) -> None:
     """Raise `UserError` where going on would compute something else than the run did."""
     then = resolve(list(now.models), before, _all_keys)
+    movable = MOVABLE.union(*(getattr(model, "runs", {}) for model in now.models))
     changed = [
         f"{key} was {then.values[key]!r} and is now {value!r} ({now.sources[key]})"
         for key, value in now.values.items()
-        if key not in MOVABLE and key != "dataset" and value != then.values[key] and value != "auto"
+        if key not in movable and key != "dataset" and value != then.values[key] and value != "auto"
     ]
     for key, value in now.values.items():
-        if value == "auto" and key not in MOVABLE:
+        if value == "auto" and key not in movable:
             now.values[key] = then.values[key]  # an automatic choice stays as it fell
             now.sources[key] = then.sources[key]
     if changed:

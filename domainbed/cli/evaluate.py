@@ -78,7 +78,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         skip_unreadable=arguments.skip_unreadable, strict=False, report=say, with_masks=algorithm.needs_masks,
     )  # fmt: skip
     if list(images.input_shape) != meta["input_shape"]:
-        raise UserError(f"the model takes images of shape {tuple(meta['input_shape'])}, these are {images.input_shape}")
+        theirs, ours = (" x ".join(map(str, shape)) for shape in (meta["input_shape"], images.input_shape))
+        raise UserError(
+            f"the model takes images of {theirs} (channels, height, width), but these are {ours}. Leave out image_size "
+            "and preprocess: those of the run hold"
+        )
     if algorithm.needs_masks and images.target_classes != meta["classes"]:
         raise UserError(
             f"the model learnt masks of {', '.join(meta['classes'])}, but those of these images are of "
@@ -123,11 +127,7 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple
         name = "DR"
     cls = DATASETS[name]
     recorded = next(iter(config["datasets"].values()))
-    keep = (
-        ("image_size", "preprocess", "augment", "group_pattern", "mask_kinds")
-        if name != config["dataset"]
-        else recorded
-    )
+    keep = ("image_size", "preprocess", "augment", "group_pattern") if name != config["dataset"] else recorded
     same = {key: recorded[key] for key in keep if key in recorded and key in cls.HParams.model_fields}
     same.pop("environments", None)  # the run's, not the new camera's
     given = read_arguments(arguments.settings).values

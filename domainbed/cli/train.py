@@ -1,5 +1,6 @@
 """Train: what `train_all.py` and `train_subset.py` call."""
 
+import json
 import os
 import shlex
 import sys
@@ -155,10 +156,18 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     engine = Engine(settings.device, settings.precision)
     algorithm_needs(configuration.algorithm, dataset)
     settings, hparams, notes = resolve_automatic(configuration, dataset, engine, targets)
-    if not settings.resume:  # a run that goes on has what it is built on in its checkpoints
+    built_on: dict[str, dict[str, str]] = {}
+    if settings.resume:  # what has begun has what it is built on in its checkpoints
+        path = folder / finished.BUILT_ON
+        built_on = json.loads(path.read_text()) if path.is_file() else {}
+    else:
         for seed in settings.seeds or [settings.seed]:
             for target in targets or [[]]:
-                finished.bind(hparams, target_name(target, dataset.environments), seed)
+                name = target_name(target, dataset.environments)
+                bound = finished.bind(hparams, name, seed)
+                for key, run in finished.runs_of(bound).items():
+                    finished.check_shape(key, run, dataset.input_shape)
+                built_on[f"{seed}/{name}"] = finished.digests(bound)
     run_folder = RunFolder(folder, settings.resume)
     records = Records(folder)
     try:
@@ -192,6 +201,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
         else:
             write_text(folder / "images.csv", images.csv())
             write_text(folder / "config.yaml", configuration.yaml(command))
+            write_text(folder / finished.BUILT_ON, json.dumps(built_on, indent=1))
         records.log_file(said)
         earlier = [record["text"] for record in records.read() if record["kind"] == "note"]
         for note in notes:
@@ -210,6 +220,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
                 command=command,
                 engine=engine,
                 records=records,
+                built_on=built_on,
                 notes=[*earlier, *(note for note in notes if note not in earlier)],
             )
         )

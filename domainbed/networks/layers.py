@@ -102,7 +102,8 @@ def _read(text: str, place: str) -> Layer:
     form, pattern = FORMS[kind]
     match = re.fullmatch(pattern, rest)
     if match is None:
-        raise ValueError(f"{place} is not of the form '{form}'; sizes are whole numbers of 1 or more")
+        hint = "" if kind == "leaky_relu" else "; sizes are whole numbers of 1 or more"
+        raise ValueError(f"{place} is not of the form '{form}'{hint}")
     given = {key: value for key, value in match.groupdict().items() if value is not None}
     channels = int(given["channels"]) if given.get("channels", "image") != "image" else None
     layer = Layer(

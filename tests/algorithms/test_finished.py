@@ -142,6 +142,24 @@ def test_a_run_stays_whole_when_the_one_it_is_built_on_is_gone(train, photograph
     assert probe.predict(torch.rand(2, 3, 16, 16)).shape == (2, 5)
 
 
+def test_targets_that_have_not_begun_are_built_on_the_same_model_wherever_it_lies(
+    train, photographs: Path, probe_file: Path
+) -> None:
+    start = ["--data_dir", photographs, "--test_envs", "0", "1"]
+    for name, seed in (("first", 0), ("other", 1)):
+        assert train(name, *start, "--algorithm", "AE", "--seed", seed, *SHORT)[0] == 0
+    arguments = [*start, "--plugin", probe_file, "--algorithm", "Probe", *SHORT, "image_size=16"]
+    assert train("probe", *arguments, "--precision", "float32", f"encoder_run={folder('first')}", tiny=False)[0] == 0
+    shutil.rmtree(folder("probe") / "te_camera1")
+    folder("first").rename(folder("moved"))
+    status, _, err = train("probe", "--resume", tiny=False)
+    assert status == 2 and "first is not there" in err
+    status, _, err = train("probe", "--resume", f"encoder_run={folder('other')}", tiny=False)
+    assert status == 2 and "is not the model that this run began with" in err
+    assert train("probe", "--resume", f"encoder_run={folder('moved')}", tiny=False)[0] == 0
+    assert (folder("probe") / "te_camera1/done").is_file()
+
+
 def test_a_model_that_has_seen_the_target_is_announced(train, photographs: Path, probe_file: Path) -> None:
     train("first", "--data_dir", photographs, "--test_envs", "1", "--algorithm", "AE", *SHORT)
     arguments = ["--data_dir", photographs, "--plugin", probe_file, "--algorithm", "Probe", "--test_envs", "0", *SHORT]
@@ -163,7 +181,9 @@ def test_a_model_that_has_seen_the_target_is_announced(train, photographs: Path,
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nowhere", "there is no .*nowhere. Give the folder of a finished run"),
+        ("nowhere", "nowhere is not there. Give the folder of a finished run"),
+        ("file.txt", "file.txt is a file, and no .safetensors. Give the folder"),
+        ("te_run", "te_run holds no model"),
         ("nowhere.safetensors", "there is no file"),
         ("empty", "holds no model .no te_<target> folder."),
         ("unfinished", "te_a is not finished: it holds no model.safetensors. Finish that run with --resume"),
@@ -174,8 +194,16 @@ def test_a_model_that_has_seen_the_target_is_announced(train, photographs: Path,
 def test_a_run_that_can_not_be_used_says_what_to_do(tmp_path: Path, path: str, message: str) -> None:
     for made in ("empty", "unfinished/te_a", "several/te_a", "several/te_b", "seeds/seed_1/te_a", "seeds/seed_2/te_a"):
         (tmp_path / made).mkdir(parents=True)
+    (tmp_path / "file.txt").write_text("no run")
+    (tmp_path / "te_run").mkdir()
+    (tmp_path / "te_run/config.yaml").write_text("")
     with pytest.raises(UserError, match=message):
         finished.find("encoder_run", tmp_path / path, "c", 0)
+
+
+def test_an_empty_path_is_not_the_folder_that_one_stands_in() -> None:
+    with pytest.raises(UserError, match="encoder_run is empty. Give the folder"):
+        finished.find("encoder_run", "", "c", 0)
 
 
 def test_a_key_without_a_run_names_the_command_that_makes_one() -> None:

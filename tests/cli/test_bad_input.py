@@ -359,3 +359,39 @@ def test_an_environment_whose_name_can_be_no_folder(train, photographs: Path, tm
     (tmp_path / "images.csv").write_text("path,environment,label\n" + "\n".join(rows) + "\n")
     outcome = train("bad", "--dataset", "Manifest", "--data_dir", tmp_path / "images.csv", *RUN)
     refused(outcome, "can't name an environment")
+
+
+# --- what an algorithm makes of its options ---
+
+
+def test_a_depth_that_the_image_can_not_hold(train, photographs_with_masks: Path) -> None:
+    start = ["--data_dir", photographs_with_masks, "--dataset", "Manifest", "--algorithm", "UNet", *RUN]
+    refused(train("bad", *start, "model=null", "pretrained=auto", "depth=5"), "16 x 16 px", "depth=4 or less")
+    assert nothing_is_left(dataset="Manifest")
+
+
+def test_layers_with_nothing_to_learn(train, photographs: Path) -> None:
+    start = ["--data_dir", photographs, "--algorithm", "AE", "latent_dim=null", *RUN]
+    refused(train("bad", *start, "layers=maxpool 2, code, upsample 2"), "nothing to learn", "convolution")
+    assert nothing_is_left()
+
+
+def test_a_network_that_memory_can_not_hold(train, photographs: Path) -> None:
+    start = ["--data_dir", photographs, "--algorithm", "AE", *RUN]
+    refused(train("bad", *start, "layers=conv 999999999999 3, code, conv image 1"), "building the network ran out of")
+    assert nothing_is_left()
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_its_name_free(train, photographs: Path) -> None:
+    folder = Path("results/train_output/DR/killed")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("left by a process that was killed")
+    (folder / "results.jsonl").write_text("so was this")
+    assert train("killed", "--data_dir", photographs, *RUN)[0] == 0
+    assert "left by" not in (folder / "config.yaml").read_text()
+
+
+def test_a_loss_that_is_not_finite_before_the_first_checkpoint_promises_none(train, photographs: Path) -> None:
+    outcome = train("bad", "--data_dir", photographs, "--algorithm", "VAE", "lr=1e9", "latent_dim=4", *RUN)
+    refused(outcome, "not finite", "lower lr")
+    assert "Checkpoints of earlier steps" not in outcome[2] and nothing_is_left()
