@@ -1,0 +1,142 @@
+"""Images per second and core, from files to an augmented batch: packed rows beside a loader that decodes again.
+
+    python benchmarks/loader.py --data_dir DR_originals/ [--quick]
+
+The baseline is written as DomainBed and SWAD have it: torchvision's ImageFolder of one environment, Pillow decoding
+every file at its full size each time, RandomResizedCrop to 224 px, a flip, ColorJitter with hue, ToTensor, Normalize.
+Ours is `prepare` (decode once, to 224 px) and `TrainLoader` with the same changes. Both run in this process on one
+thread, so that a rate is that of one core; they are timed in turn, and the ratio is that of the medians.
+
+    geometric      crop and flip, rows packed before
+    color_jitter   the same and brightness, contrast, saturation, hue
+    first epoch    crop and flip; ours decodes and packs every image first
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torchvision import datasets as tv_datasets
+from torchvision import transforms
+
+from domainbed.cli import Parser, guarded, positive
+from domainbed.datasets.augment import COLOR_JITTER, CROP_RATIO, CROP_SCALE, Augment
+from domainbed.datasets.loaders import TrainLoader
+from domainbed.datasets.prepare import Images, prepare
+from domainbed.engine import Engine
+from domainbed.errors import UserError
+from domainbed.registry import DATASETS
+
+SIZE = 224
+GEOMETRIC = ["crop_scale", "horizontal_flip"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def main() -> int:
+    parser = Parser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data_dir", type=Path, required=True, help="<environment>/<class>/<image>, at full size")
+    parser.add_argument("--pairs", type=positive, default=5, help="times that each is measured, in turn")
+    parser.add_argument("--quick", action="store_true", help="two pairs, few images: within a minute")
+    arguments = parser.parse_args()
+    return guarded(lambda: compare(arguments))
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Print the table and the line for programs; return the exit status."""
+    torch.set_num_threads(1)
+    pairs, epochs = (2, 4) if arguments.quick else (arguments.pairs, 20)
+    environments = sorted(path for path in arguments.data_dir.expanduser().glob("*") if path.is_dir())
+    if not environments:
+        raise UserError(f"{arguments.data_dir} holds no folder. Give <environment>/<class>/<image>")
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        images = packed(arguments.data_dir, Path(cache))
+        for name, jitter in (("geometric", False), ("color_jitter", True)):
+            found = in_turn(
+                lambda jitter=jitter: decoding_rate(environments[0], jitter),
+                lambda jitter=jitter: packed_rate(images, jitter, epochs),
+                pairs,
+            )
+            rows.append((name, *found))
+    rows.append(("first epoch", *in_turn(
+        lambda: decoding_rate(arguments.data_dir, False, depth=2), lambda: first_epoch_rate(arguments.data_dir), pairs
+    )))  # fmt: skip
+    print(f"{len(images.names)} images, images per second and core, medians of {pairs} pairs")
+    print(f"{'':14} {'decoding':>10} {'packed':>10} {'ratio':>8}")
+    for name, baseline, ours in rows:
+        print(f"{name:14} {baseline:10.1f} {ours:10.1f} {ours / baseline:8.1f}")
+    for name, baseline, ours in rows:
+        record = {
+            "benchmark": f"loader/{name.replace(' ', '_')}", "ratio": ours / baseline, "ours": ours,
+            "baseline": baseline, "unit": "images/s/core", "pairs": pairs,
+        }  # fmt: skip
+        print(json.dumps(record))
+    return 0
+
+
+def in_turn(baseline: Callable[[], float], ours: Callable[[], float], pairs: int) -> tuple[float, float]:
+    """Return the median of each, measured one after the other, pair by pair."""
+    found = [(baseline(), ours()) for _ in range(pairs)]
+    return statistics.median(one for one, _ in found), statistics.median(one for _, one in found)
+
+
+def decoding_rate(root: Path, jitter: bool, depth: int = 1) -> float:
+    """Images per second of the plain way: every file is decoded again."""
+    changes: list[Callable] = [
+        transforms.RandomResizedCrop(SIZE, scale=CROP_SCALE, ratio=CROP_RATIO),
+        transforms.RandomHorizontalFlip(),
+        *([transforms.ColorJitter(**COLOR_JITTER)] if jitter else []),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]
+    folders = [root] if depth == 1 else sorted(path for path in root.glob("*") if path.is_dir())
+    started, count = time.perf_counter(), 0
+    for folder in folders:
+        data = tv_datasets.ImageFolder(str(folder), transforms.Compose(changes))
+        for x, _ in torch.utils.data.DataLoader(data, batch_size=8, shuffle=True, num_workers=0):
+            count += len(x)
+    return count / (time.perf_counter() - started)
+
+
+def packed(data_dir: Path, cache: Path) -> Images:
+    """Return the images decoded to 224 px, in a cache of their own."""
+    cls = DATASETS["DR"]
+    dataset = cls(data_dir, cls.HParams(image_size=SIZE, preprocess=["resize"]))
+    return prepare(
+        dataset, trial_seed=0, holdout_fraction=0.2, subset_size=None, cache_dir=cache, num_workers=1,
+        skip_unreadable=False, strict=False, report=lambda line: None,
+    )  # fmt: skip
+
+
+def packed_rate(images: Images, jitter: bool, epochs: int) -> float:
+    """Images per second of `TrainLoader`, over several epochs of the training images."""
+    names = [*GEOMETRIC, *(["color_jitter"] if jitter else [])]
+    sources = range(len(images.environments))
+    batch = min(8, *(len(images.select(e, "train")) for e in sources))
+    loader, engine = TrainLoader(images, list(sources), batch, 0, Augment(names)), Engine("cpu", "float32")
+    steps = max(1, epochs * len(images.names) // (batch * len(sources)))
+    started = time.perf_counter()
+    for step in range(steps):
+        loader.finish(loader.read(step), step, engine.to_device)
+    return steps * batch * len(sources) / (time.perf_counter() - started)
+
+
+def first_epoch_rate(data_dir: Path) -> float:
+    """Images per second of packing all images and giving each once."""
+    with tempfile.TemporaryDirectory() as cache:
+        started = time.perf_counter()
+        images = packed(data_dir, Path(cache))
+        loader, engine = TrainLoader(images, [0], 1, 0, Augment(GEOMETRIC)), Engine("cpu", "float32")
+        for step in range(len(images.names)):
+            loader.finish(loader.read(step), step, engine.to_device)
+        return len(images.names) / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
