@@ -89,7 +89,8 @@ class Folder(Dataset):
         Raises:
             UnreadableImage: the file can't be decoded whole.
         """
-        return self.preprocess(images.read_image(self._root / self.samples[index].name))[0]
+        path = self._root / self.samples[index].name
+        return self.preprocess(images.read_image(path, self.preprocess.least_side))[0]
 
     def content(self, index: int) -> str:
         """Return the SHA-256 of the file.

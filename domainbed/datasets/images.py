@@ -8,6 +8,7 @@ a model sees are in `preprocess`.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -48,7 +49,7 @@ class UnreadableImage(Exception):
     """An image file that can't be decoded whole. The message is the reason, without the file's name."""
 
 
-def read_image(file: str | os.PathLike[str] | BinaryIO) -> np.ndarray:
+def read_image(file: str | os.PathLike[str] | BinaryIO, least_side: int | None = None) -> np.ndarray:
     """Return an image file as RGB uint8 (H, W, 3), upright (its EXIF orientation applied), first frame only.
 
     Transparent pixels are composited on black, like what surrounds a retina. 16-bit grey is scaled by 255 / 65535
@@ -57,11 +58,13 @@ def read_image(file: str | os.PathLike[str] | BinaryIO) -> np.ndarray:
 
     Args:
         file: its path, or the open file itself, such as an `io.BytesIO` of a member of an archive.
+        least_side: that the shorter side has to keep. A JPEG is then decoded at a half, a quarter or an eighth of its
+            size where that is enough, from the low frequencies of its blocks: several times as fast.
 
     Raises:
         UnreadableImage: the file is missing, is not an image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
-    with _opened(file) as image:
+    with _opened(file, least_side) as image:
         if image.mode.startswith("I"):
             image = Image.fromarray(_sixteen_to_eight(image))
         elif image.mode == "F":
@@ -173,7 +176,7 @@ def _sha256(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[Image.Image]:
+def _opened(file: str | os.PathLike[str] | BinaryIO, least_side: int | None = None) -> Iterator[Image.Image]:
     """Yield the decoded, upright Pillow image; every failure in here or in the body is an `UnreadableImage`."""
     _silence_pillow()
     # Another library may have asked Pillow to fill truncated files with grey. Not put back afterwards: several threads
@@ -189,6 +192,9 @@ def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[Image.Image]:
         with Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(f"{image.width} x {image.height} pixels; the limit is {MAX_PIXELS} in all")
+            if least_side is not None:
+                share = least_side / min(image.size)
+                image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
             image.load()
             yield _upright(image)
 

@@ -87,7 +87,9 @@ class Manifest(Dataset):
         Raises:
             UnreadableImage: the file can't be decoded whole.
         """
-        return self.preprocess(images.read_image(self._path(self.samples[index].name)))[0]
+        # with masks an image is decoded as whole as they are, so that both are cropped alike
+        least_side = None if self.masks else self.preprocess.least_side
+        return self.preprocess(images.read_image(self._path(self.samples[index].name), least_side))[0]
 
     def read_masks(self, index: int, kinds: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Return the masks of image `index` by kind, uint8 (H, W), preprocessed with their image.

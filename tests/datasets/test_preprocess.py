@@ -205,3 +205,21 @@ def test_the_box_does_not_depend_on_the_resolution(real_data: Path) -> None:
         image = read_image(path)
         small = cv2.resize(image, None, fx=0.15, fy=0.15, interpolation=cv2.INTER_AREA)
         np.testing.assert_allclose(np.array(find_retina(small)) / 0.15, find_retina(image), atol=30)
+
+
+def test_photographs_may_be_decoded_small_where_it_hardly_shows(real_data: Path) -> None:
+    files = sorted((real_data / "DR_originals").glob("*/*/*.jpg"))[::7]
+    if not files:
+        pytest.skip(f"no photographs at full size in {real_data}")
+    for names, least_db in ((["resize"], 50), (["crop_retina", "resize"], 38)):
+        preprocess = Preprocess(names, 224)
+        for path in files:
+            small, whole = (read_image(path, side) for side in (preprocess.least_side, None))
+            assert min(small.shape[:2]) < min(whole.shape[:2]) / 1.9
+            error = np.square(preprocess(small)[0].astype(float) - preprocess(whole)[0]).mean()
+            assert 10 * np.log10(255**2 / error) > least_db, path.name
+
+
+def test_clahe_gets_every_pixel() -> None:
+    assert Preprocess(["crop_retina", "clahe", "resize"], 224).least_side is None
+    assert Preprocess(["gray_ntsc"], 64).least_side == 128 and Preprocess(["crop_retina"], 64).least_side == 192
