@@ -5,6 +5,7 @@ For one that draws from its prior: samples, always from the same noise.
 Which images are shown depends on the data alone, so that the pictures of two steps, or of two runs, can be compared.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -184,19 +185,21 @@ def sheet(
     scale = max(1, -(-MIN_TILE_PX // side))
     height, width = x.shape[-2] * scale, x.shape[-1] * scale
     font = ImageFont.load_default(13)
-    gap, margin, header = 4, 118, 44
+    gap, header = 4, 44
+    texts = [*rows, *(f"    {text}" for text in legend or {})]
+    margin = max(118, *(math.ceil(font.getlength(text)) + 12 for text in texts))
     canvas = Image.new("RGB", (margin + len(x) * (width + gap), header + len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((gap, gap), title, fill="black", font=font)
     for row, (text, colour) in enumerate((legend or {}).items()):
-        top = header + height + gap + 16 * row
+        top = header + height + gap + 18 + 16 * row  # below the name of the second row
         draw.rectangle((gap, top + 3, gap + 9, top + 12), fill=colour)
         draw.text((gap + 14, top), text, fill="black", font=font)
     for column, label in enumerate(labels):
         draw.text((margin + column * (width + gap), 24), label[: width // 7], fill="black", font=font)
     for row, (name, tiles) in enumerate(rows.items()):
         top = header + row * (height + gap)
-        draw.text((gap, top + height // 2 - 8), name, fill="black", font=font)
+        draw.text((gap, top if legend else top + height // 2 - 8), name, fill="black", font=font)
         for column, tile in enumerate(tiles):
             canvas.paste(to_image(tile, (width, height)), (margin + column * (width + gap), top))
     return canvas

@@ -25,7 +25,7 @@ from domainbed.errors import UserError, explain_os_errors
 
 def begun(path: Path) -> bool:
     """Whether a run has begun in a folder: whether it has a checkpoint, if only of its first weights."""
-    return any(path.glob("te_*/checkpoints/*")) or any(path.glob("seed_*/te_*/checkpoints/*"))
+    return any(path.glob("te_*/checkpoints/[!.]*")) or any(path.glob("seed_*/te_*/checkpoints/[!.]*"))
 
 
 class RunFolder:

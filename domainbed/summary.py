@@ -323,7 +323,7 @@ class Summary:
             "",
             "## Source environments",
             "",
-            f"The checkpoint of {BEST}. A train part far above the held-out part is overfitting.{spread}",
+            f"The checkpoint of {BEST}. A train part far better than the held-out part is overfitting.{spread}",
             "",
             *_table(head, rows, words=3),
         ]

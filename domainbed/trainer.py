@@ -271,7 +271,8 @@ class Training:
     def say_what_finished_runs_have_seen(self) -> None:
         """Note whatever a finished run has seen that this one leaves or holds out."""
         config = self.shared.config
-        unseen = np.setdiff1d(np.arange(len(self.images.names)), self.training_rows())
+        trained_on = {self.images.contents[row] for row in self.training_rows()}  # duplicates are named elsewhere
+        unseen = [content for content in self.images.contents if content not in trained_on]
         for key, run in finished.runs_of(self.hparams).items():
             for warning in finished.warnings_of(
                 key,
@@ -280,7 +281,7 @@ class Training:
                 data=config["datasets"][self.settings.dataset],
                 target=[self.images.environments[environment] for environment in self.target],
                 classes=self.images.classes,
-                unseen=[self.images.contents[row] for row in unseen],
+                unseen=unseen,
             ):
                 self.note(f"target {self.name}, seed {self.seed}: {warning}")
 

@@ -189,7 +189,8 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
         if images.mask_classes:
             say(images.mask_classes.describe())
         if not targets:
-            say("one environment: training without a target, judged on its held-out images")
+            part = "test part" if (images.split == "test").any() else "held-out images"
+            say(f"one environment: training without a target, judged on its {part}")
         say(f"{settings.algorithm} on {engine.describe()}; selected by {settings.select_by}")
         for note in notes:
             say(f"WARNING: {note}")

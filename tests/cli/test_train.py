@@ -60,9 +60,10 @@ def test_a_run_killed_while_images_are_decoded_has_not_begun(train, photographs:
         ("log.txt", True),
         ("images.csv", True),
         ("other/checkpoints", True),
-        ("config.yaml", False),
-        ("te_a", False),
-        ("seed_0/te_a", False),
+        ("te_a", True),
+        ("te_a/checkpoints/.init.new", True),
+        ("te_a/checkpoints/init", False),
+        ("seed_0/te_a/checkpoints/last", False),
     ],
 )
 def test_a_name_is_taken_once_its_run_has_begun(tmp_path: Path, left: str, free: bool) -> None:
