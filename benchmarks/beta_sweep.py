@@ -152,7 +152,8 @@ def draw(sweeps: list[Sweep], window: int, path: Path) -> None:
     ends = [value for sweep in sweeps for value in medians(sweep.steps, sweep.recon, window)[1][1:]]
     margin = 0.05 * (max(ends) - min(ends))
     left.set_ylim(min(ends) - margin, max(ends) + margin)  # the first steps would squash the others
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="upper right")
+    right.margins(x=0.15)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
