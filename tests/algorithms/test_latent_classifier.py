@@ -198,7 +198,7 @@ class Pyramid(AE):
     ("hparams", "message"),
     [
         ({"encoder_run": None}, "encoder_run is not given, .* Train one first, such as .* --algorithm AE"),
-        ({"encoder_run": "nowhere"}, "encoder_run: there is no nowhere"),
+        ({"encoder_run": "nowhere"}, "encoder_run: nowhere is not there"),
         ({"encoder_run": untrained_run(AE, SHAPES[0])}, "3 x 32 x 32 .*but those of this run are 1 x 17 x 23"),
     ],
 )
