@@ -59,13 +59,13 @@ def compare(arguments: argparse.Namespace) -> int:
         images = packed(arguments.data_dir, Path(cache))
         for name, jitter in (("geometric", False), ("color_jitter", True)):
             found = in_turn(
-                lambda jitter=jitter: decoding_rate(environments[0], jitter),
+                lambda jitter=jitter: decoding_rate(environments[:1], jitter),
                 lambda jitter=jitter: packed_rate(images, jitter, epochs),
                 pairs,
             )
             rows.append((name, *found))
     rows.append(("first epoch", *in_turn(
-        lambda: decoding_rate(arguments.data_dir, False, depth=2), lambda: first_epoch_rate(arguments.data_dir), pairs
+        lambda: decoding_rate(environments, False), lambda: first_epoch_rate(arguments.data_dir), pairs
     )))  # fmt: skip
     print(f"{len(images.names)} images, images per second and core, medians of {pairs} pairs")
     print(f"{'':14} {'decoding':>10} {'packed':>10} {'ratio':>8}")
@@ -86,7 +86,7 @@ def in_turn(baseline: Callable[[], float], ours: Callable[[], float], pairs: int
     return statistics.median(one for one, _ in found), statistics.median(one for _, one in found)
 
 
-def decoding_rate(root: Path, jitter: bool, depth: int = 1) -> float:
+def decoding_rate(environments: list[Path], jitter: bool) -> float:
     """Images per second of the plain way: every file is decoded again."""
     changes: list[Callable] = [
         transforms.RandomResizedCrop(SIZE, scale=CROP_SCALE, ratio=CROP_RATIO),
@@ -95,9 +95,8 @@ def decoding_rate(root: Path, jitter: bool, depth: int = 1) -> float:
         transforms.ToTensor(),
         transforms.Normalize(MEAN, STD),
     ]
-    folders = [root] if depth == 1 else sorted(path for path in root.glob("*") if path.is_dir())
     started, count = time.perf_counter(), 0
-    for folder in folders:
+    for folder in environments:
         data = tv_datasets.ImageFolder(str(folder), transforms.Compose(changes))
         for x, _ in torch.utils.data.DataLoader(data, batch_size=8, shuffle=True, num_workers=0):
             count += len(x)
@@ -128,14 +127,17 @@ def packed_rate(images: Images, jitter: bool, epochs: int) -> float:
 
 
 def first_epoch_rate(data_dir: Path) -> float:
-    """Images per second of packing all images and giving each once."""
+    """Training images per second, each given once, with the packing of all images before."""
+    engine, count = Engine("cpu", "float32"), 0
     with tempfile.TemporaryDirectory() as cache:
         started = time.perf_counter()
         images = packed(data_dir, Path(cache))
-        loader, engine = TrainLoader(images, [0], 1, 0, Augment(GEOMETRIC)), Engine("cpu", "float32")
-        for step in range(len(images.names)):
-            loader.finish(loader.read(step), step, engine.to_device)
-        return len(images.names) / (time.perf_counter() - started)
+        for environment in range(len(images.environments)):
+            loader = TrainLoader(images, [environment], 1, 0, Augment(GEOMETRIC))
+            for step in range(len(loader.rows[environment])):
+                loader.finish(loader.read(step), step, engine.to_device)
+                count += 1
+        return count / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

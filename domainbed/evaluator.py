@@ -139,12 +139,12 @@ def mean_images(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> T
     total: Tensor | None = None
     counts = torch.zeros(num_classes)
     for x, y in batches:
-        total = x.new_zeros(num_classes, *x.shape[1:]) if total is None else total
-        total.index_add_(0, y.to(x.device), x)
+        total = x.new_zeros(num_classes, *x.shape[1:], dtype=torch.float64) if total is None else total
+        total.index_add_(0, y.to(x.device), x.double())
         counts += torch.bincount(y.cpu(), minlength=num_classes)
     if total is None:
         raise ValueError("there is no image to take the mean of")
-    return total / counts.clamp(min=1).to(total.device)[:, None, None, None]
+    return (total / counts.clamp(min=1).to(total.device)[:, None, None, None]).float()
 
 
 def of_fixed_images(answers: Tensor, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float | None]:

@@ -110,17 +110,12 @@ class Layer:
 
 @dataclass
 class Resolved:
-    """The outcome of `resolve`: a value and the layer that set it for every key, and the keys that were not used.
-
-    Attributes:
-        unused: place and key. idle: sentences about keys that are used, and have no effect (`HParams.idle`).
-    """
+    """The outcome of `resolve`: a value and the layer that set it for every key, and the keys that were not used."""
 
     values: dict[str, Any]
     sources: dict[str, str]
     models: dict[type[BaseModel], BaseModel] = field(default_factory=dict)
     unused: list[tuple[str, str]] = field(default_factory=list)
-    idle: list[str] = field(default_factory=list)
 
 
 def resolve(

@@ -37,7 +37,7 @@ from domainbed.algorithms.base import (
 )
 from domainbed.algorithms.finished import FinishedRun, construct
 from domainbed.datasets.augment import Augment
-from domainbed.datasets.loaders import ReadAhead, TrainLoader
+from domainbed.datasets.loaders import ReadAhead, TrainLoader, in_order
 from domainbed.datasets.masks import labelled_values
 from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine, NonFiniteLoss, out_of_memory_explained
@@ -162,8 +162,8 @@ class Training:
         self.best: float | None = None
         self.oracle: float | None = None
         self.loader = self.make_loader()
-        train = np.concatenate([self.loader.rows[environment] for environment in self.sources])
-        self.majority_mask = self.images.majority_mask(train)
+        self.train_rows = np.concatenate([self.loader.rows[environment] for environment in self.sources])
+        self.majority_mask = self.images.majority_mask(self.train_rows)
         self.scored = self.choose_selection_environments()
         self.hparams = self.bind_finished_runs()
 
@@ -271,7 +271,7 @@ class Training:
     def say_what_finished_runs_have_seen(self) -> None:
         """Note whatever a finished run has seen that this one leaves or holds out."""
         config = self.shared.config
-        trained_on = {self.images.contents[row] for row in self.training_rows()}  # duplicates are named elsewhere
+        trained_on = {self.images.contents[row] for row in self.train_rows}  # duplicates are named elsewhere
         unseen = [content for content in self.images.contents if content not in trained_on]
         for key, run in finished.runs_of(self.hparams).items():
             for warning in finished.warnings_of(
@@ -398,7 +398,7 @@ class Training:
                     )
             if name == "best":
                 config, path = self.shared.config, self.folder / "model.safetensors"
-                seen = finished.fingerprints(self.images.contents[row] for row in self.training_rows())
+                seen = finished.fingerprints(self.images.contents[row] for row in self.train_rows)
                 checkpoint.export(path, self.algorithm, config, self.meta(step) | {"train_images": seen})
                 self.report_classes(step, cached[step])
         for figures in self.trivial_figures():
@@ -414,20 +414,26 @@ class Training:
         """Run the algorithm over some rows, with the run's precision and noise of its own."""
         return evaluator.evaluate_rows(self.algorithm, self.engine, self.images, rows, self.settings.eval_batch_size)
 
-    def final_figures(self, with_train: bool) -> list[dict[str, Any]]:
-        """Figures of every target, whole and by part, and of the held-out (and training) split of every source."""
-        found = []
+    def judged_parts(self, with_train: bool = False) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        """Yield where and on what parts a model is judged, and their rows.
+
+        Every target, whole and by part, and the held-out, test and, if asked for, training split of every source.
+        """
         for environment, name in enumerate(self.images.environments):
             is_target = environment in self.target
             for part in ("whole", "val", "test") if is_target else ("val", "test", *["train"] * with_train):
                 rows = self.images.select(environment, None if part == "whole" else part)
-                if not len(rows):
-                    continue
-                outputs = self.outputs(rows)
-                intervals = is_target or (part != "train" and not self.target)
-                figures = evaluator.figures(outputs, ordinal=self.images.ordinal, intervals=intervals)
-                role = {"environment": name, "role": "target" if is_target else "source", "part": part}
-                found.append(role | figures | ({"needs_label": True} if outputs.needs_label else {}))
+                if len(rows):
+                    yield {"environment": name, "role": "target" if is_target else "source", "part": part}, rows
+
+    def final_figures(self, with_train: bool) -> list[dict[str, Any]]:
+        """Figures of every part that is judged."""
+        found = []
+        for place, rows in self.judged_parts(with_train):
+            outputs = self.outputs(rows)
+            intervals = place["role"] == "target" or (place["part"] != "train" and not self.target)
+            figures = evaluator.figures(outputs, ordinal=self.images.ordinal, intervals=intervals)
+            found.append(place | figures | ({"needs_label": True} if outputs.needs_label else {}))
         return found
 
     def report_classes(self, step: int, figures: list[dict[str, Any]]) -> None:
@@ -439,18 +445,14 @@ class Training:
         for name, picture in found.items():
             self.board.picture(f"confusion/{name}", picture, step)
 
-    def training_rows(self) -> np.ndarray:
-        """Return the rows of the training images of all sources."""
-        return np.concatenate([self.images.select(e, "train") for e in self.sources])
+    def in_batches(self, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield some images, (B, C, H, W) in [0, 1] on the device, not augmented, and their labels or masks."""
+        for x, y in in_order(self.images, rows, self.settings.eval_batch_size):
+            yield self.engine.to_device(x), y
 
     def training_images(self) -> Iterator[torch.Tensor]:
         """Yield the training images of all sources once, as `in_batches` does."""
-        return self.in_batches(self.training_rows())
-
-    def in_batches(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
-        """Yield some images, (B, C, H, W) in [0, 1] on the device, not augmented."""
-        for start in range(0, len(rows), self.settings.eval_batch_size):
-            yield self.engine.to_device(self.images.pixels(rows[start : start + self.settings.eval_batch_size]))
+        return (x for x, _ in self.in_batches(self.train_rows))
 
     def trivial_answers(self) -> dict[str, Callable[[np.ndarray], dict[str, Any]]]:
         """What needs no model, of the kinds that this algorithm gives: by protocol, what figures some rows have."""
@@ -466,35 +468,28 @@ class Training:
         if isinstance(self.algorithm, Reconstructor):
             told = needs_label(self.algorithm)
 
-            def labelled(rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-                labels = torch.from_numpy(images.labels[rows] if told else np.zeros(len(rows), np.int64))
-                return zip(self.in_batches(rows), labels.split(self.settings.eval_batch_size), strict=True)
+            def by_class(rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+                for x, y in self.in_batches(rows):
+                    yield x, y if told else torch.zeros(len(x), dtype=torch.long)
 
-            means = evaluator.mean_images(labelled(self.training_rows()), len(images.classes) if told else 1)
-            found[summary.MEAN_IMAGE] = lambda rows: evaluator.of_fixed_images(means, labelled(rows))
+            means = evaluator.mean_images(by_class(self.train_rows), len(images.classes) if told else 1)
+            found[summary.MEAN_IMAGE] = lambda rows: evaluator.of_fixed_images(means, by_class(rows))
         return found
 
     def trivial_figures(self) -> Iterator[dict[str, Any]]:
         """Figures of what needs no model, where and on what parts the model is judged."""
         for protocol, figures_of in self.trivial_answers().items():
-            for environment, name in enumerate(self.images.environments):
-                role = "target" if environment in self.target else "source"
-                for part in ("whole", "val", "test"):
-                    rows = self.images.select(environment, None if part == "whole" else part)
-                    if not len(rows) or (part == "whole" and role == "source"):
-                        continue
-                    yield {
-                        "protocol": protocol, "checkpoint": None, "environment": name, "role": role, "part": part,
-                        "n": len(rows), "num_groups": len(set(self.images.groups[rows])),
-                        "metrics": figures_of(rows), "intervals": {},
-                    }  # fmt: skip
+            for place, rows in self.judged_parts():
+                counts = {"n": len(rows), "num_groups": len(set(self.images.groups[rows]))}
+                figures = {"metrics": figures_of(rows), "intervals": {}}
+                yield {"protocol": protocol, "checkpoint": None} | place | counts | figures
 
     def train_counts(self) -> list[int]:
         """Number of training images per class; empty without labels, and where masks take their place."""
         if self.images.mask_classes:
             return []
-        train = np.concatenate([self.images.labels[self.images.select(e, "train")] for e in self.sources])
-        return np.bincount(train, minlength=len(self.images.classes)).tolist() if self.images.classes else []
+        labels = self.images.labels[self.train_rows]
+        return np.bincount(labels, minlength=len(self.images.classes)).tolist() if self.images.classes else []
 
     def record(self, kind: str, step: int) -> dict[str, Any]:
         """The beginning of every record."""

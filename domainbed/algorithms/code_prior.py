@@ -74,7 +74,7 @@ class CodePrior(Algorithm):
 
     def see_training_images(self, batches: Callable[[], Iterable[Tensor]]) -> None:
         """Count the codes of the training images."""
-        counts = torch.ones_like(self.frequencies)
+        counts = torch.ones_like(self.frequencies, dtype=torch.long)
         for x in batches():
             counts += torch.bincount(self.codes(x).flatten(), minlength=len(counts))
         self.frequencies.copy_(counts / counts.sum())

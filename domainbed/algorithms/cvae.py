@@ -40,8 +40,7 @@ from domainbed.algorithms.finished import RunPath
 from domainbed.algorithms.variational import VAEHParams, VariationalObjective
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt
-from domainbed.networks.decoders import StridedDecoder
-from domainbed.networks.encoders import StridedEncoder
+from domainbed.networks.strided import StridedDecoder, StridedEncoder
 from domainbed.objectives import gaussian, weights
 from domainbed.registry import ALGORITHMS
 

@@ -194,11 +194,8 @@ def read(path: Path) -> FinishedRun:
         UserError: the file is missing, broken, or was not exported by a run.
     """
     config, meta = read_export(path)
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return describe(config, meta).model_copy(update={"path": str(path), "digest": digest.hexdigest()})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return describe(config, meta).model_copy(update={"path": str(path), "digest": digest})
 
 
 def describe(config: dict[str, Any], meta: dict[str, Any]) -> FinishedRun:

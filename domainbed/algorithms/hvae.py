@@ -31,9 +31,8 @@ from torch import Tensor
 from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.algorithms.variational import VAEHParams, VariationalObjective
 from domainbed.hparams import Field, PositiveInt
-from domainbed.networks.decoders import StridedDecoder
-from domainbed.networks.encoders import StridedEncoder
 from domainbed.networks.hierarchical import BottomUp, Ladder, Level
+from domainbed.networks.strided import StridedDecoder, StridedEncoder
 from domainbed.objectives import gaussian, weights
 from domainbed.registry import ALGORITHMS
 

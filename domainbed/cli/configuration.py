@@ -134,6 +134,7 @@ class Configuration:
         settings: of the run; `dataset` is never None.
         dataset: the class. dataset_hparams: its options. algorithm, algorithm_hparams: likewise.
         resolved: every value and the layer that set it.
+        idle: sentences about keys that the run's own files or the command line set to no effect (`HParams.idle`).
     """
 
     settings: RunSettings
@@ -142,6 +143,7 @@ class Configuration:
     algorithm: Any
     algorithm_hparams: Any
     resolved: Resolved
+    idle: list[str]
 
     def plain(self) -> dict[str, Any]:
         """The configuration as plain data, in the layout of a YAML file that repeats the run."""
@@ -245,17 +247,16 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
     resolved = resolve([RunSettings, dataset.HParams, algorithm.HParams], layers, _all_keys)
     if recorded is not None:
         _check_unchanged(recorded, recorded_layers, resolved)
-    own = {
-        layer.name
-        for where, values in files
-        for layer in _file_layers(where, values, str(dataset_name), algorithm_name)
-    }
     hparams = cast(HParams, resolved.models[algorithm.HParams])
-    for key, why in hparams.idle().items():
-        if (where := resolved.sources[key]) in {*own, COMMAND_LINE}:
-            resolved.idle.append(f"{where}: {key} = {hparams[key]} has no effect, because {why}")
+    shared_places = {where for where, _ in shared}
+    own = {layer.name for layer in layers if layer.place and layer.place not in shared_places} | {COMMAND_LINE}
+    idle = [
+        f"{resolved.sources[key]}: {key} = {hparams[key]} has no effect, because {why}"
+        for key, why in hparams.idle().items()
+        if resolved.sources[key] in own
+    ]
     settings = cast(RunSettings, resolved.models[RunSettings]).model_copy(update={"dataset": str(dataset_name)})
-    return Configuration(settings, dataset, resolved.models[dataset.HParams], algorithm, hparams, resolved)
+    return Configuration(settings, dataset, resolved.models[dataset.HParams], algorithm, hparams, resolved, idle)
 
 
 #: Images per environment of `train_subset` where nothing is said: enough to see a model learn, few enough to wait for.

@@ -54,6 +54,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of every environment, by name, with what was evaluated."""
     from domainbed import checkpoint, evaluator, metrics
     from domainbed.algorithms.base import Predictor
+    from domainbed.datasets.base import UNLABELLED
     from domainbed.datasets.prepare import default_cache_dir, default_num_workers, prepare
     from domainbed.engine import Engine
     from domainbed.records import finite
@@ -91,7 +92,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     if isinstance(algorithm, Predictor) or algorithm.needs_labels:
         images.labels = translate(images.labels, images.classes, meta["classes"])
     elif not algorithm.needs_masks:
-        images.labels = np.full_like(images.labels, -1)  # of no use to a model that never learnt any
+        images.labels = np.full_like(images.labels, UNLABELLED)  # of no use to a model that never learnt any
     engine = Engine(arguments.device, arguments.precision or config["precision"])
     engine.prepare(algorithm)
     result: dict[str, Any] = {

@@ -133,7 +133,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     say(f"$ {command}")
     for where, key in configuration.resolved.unused:
         say(f"{where}: {key} is not a setting of this run and is not used")
-    for text in configuration.resolved.idle:
+    for text in configuration.idle:
         say(f"WARNING: {text}")
     dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
     targets = choose_targets(script, settings.test_envs, dataset.environments)

@@ -1,19 +1,14 @@
 """Decoders: from a latent vector (B, D) to logits of an image (B, C, H, W), before the sigmoid.
 
-`ConvDecoder` ends at the image's own resolution, whatever it is. So does `StridedDecoder`, with widths and a stride of
-choice: the mirror image of `encoders.StridedEncoder`, with which it shares its geometry. `PublishedVAEDGDecoder` is the
-one of the published VAE-DG, which ends at 39 x 39 pixels and is stretched; it stands here to be compared with.
+`ConvDecoder` ends at the image's own resolution, whatever it is. `PublishedVAEDGDecoder` is the one of the published
+VAE-DG, which ends at 39 x 39 pixels and is stretched; it stands here to be compared with. `strided` has another pair.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from domainbed.errors import UserError
-from domainbed.networks import padding
 
 #: Channels at the output's resolution, and the most at any other. Each doubling of the side halves the channels,
 #: so that every level costs about the same number of operations.
@@ -82,68 +77,3 @@ class PublishedVAEDGDecoder(nn.Module):
         values = torch.sigmoid(self.layers(z).float())
         stretched = F.interpolate(values, size=self.size, mode="bilinear", align_corners=False)
         return torch.logit(stretched, eps=1e-6)
-
-
-class StridedDecoder(nn.Module):
-    """The mirror image of `StridedEncoder`: a linear layer to its grid, back up, and a last layer of stride 1.
-
-    Args:
-        latent_dim: D.
-        output_shape: (C, H, W) of the image.
-        hidden_dims, stride: of the encoder, in the encoder's order.
-
-    Raises:
-        UserError: as for `StridedEncoder`.
-    """
-
-    def __init__(
-        self, latent_dim: int, output_shape: tuple[int, int, int], hidden_dims: Sequence[int], stride: int
-    ) -> None:
-        super().__init__()
-        channels, *size = output_shape
-        margins, grid = strided_grid(size, hidden_dims, stride)
-        self.margins = [-margin for margin in margins]  # what the encoder pads, the decoder cuts off
-        layers: list[nn.Module] = [nn.Linear(latent_dim, math.prod(grid)), nn.Unflatten(1, grid)]
-        widths = list(reversed(hidden_dims))
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
-            layers += [
-                group_norm(inputs),
-                nn.LeakyReLU(0.01),
-                nn.ConvTranspose2d(inputs, outputs, *strided_window(stride)),
-            ]
-        layers += [group_norm(widths[-1]), nn.LeakyReLU(0.01), nn.Conv2d(widths[-1], channels, 3, padding=1)]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return the raw output (B, C, H, W), such as logits, for latents (B, D)."""
-        return F.pad(self.layers(z), self.margins)
-
-
-def strided_grid(
-    size: Sequence[int], hidden_dims: Sequence[int], stride: int
-) -> tuple[list[int], tuple[int, int, int]]:
-    """Return the padding that makes a size (H, W) divisible, and the grid (C', H', W') of a strided encoder's end.
-
-    Raises:
-        UserError: a side has fewer pixels than the strides divide by.
-    """
-    factor = stride ** (len(hidden_dims) - 1)
-    if min(size) < factor:
-        raise UserError(
-            f"{len(hidden_dims)} layers (encoder_hidden_dims = {list(hidden_dims)}) with stride {stride} divide an "
-            f"image's side by {factor}, but these are of {size[0]} x {size[1]} px. Give fewer layers, a smaller "
-            f"stride, or image_size={factor} or more"
-        )
-    height, width = (-(-side // factor) for side in size)
-    return padding.to_multiple(size, factor), (hidden_dims[-1], height, width)
-
-
-def strided_window(stride: int) -> tuple[int, int, int]:
-    """Kernel, stride and padding with which a convolution divides a side by `stride` exactly, and back."""
-    kernel = max(3, 2 * stride)
-    return kernel, stride, (kernel - stride) // 2
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 8 groups where that leaves at least two channels for each, else of one."""
-    return nn.GroupNorm(math.gcd(8, channels) if channels >= 16 else 1, channels)

@@ -1,30 +1,20 @@
 """Encoders: from images (B, C, H, W) in [0, 1] to feature vectors (B, F).
 
-`TimmEncoder` is any backbone of timm, `ConvEncoder` a plain convolutional one, `StridedEncoder` one of chosen widths
-and stride. An encoder owns the statistics that its weights expect (ImageNet's, for pretrained ones) and applies them
-itself: nothing outside knows of a normalisation. Where weights come from is `pretrained`; what is done with the
-features is not here.
+`TimmEncoder` is any backbone of timm, `ConvEncoder` a plain convolutional one; `strided` has one of chosen widths. An
+encoder owns the statistics that its weights expect (ImageNet's, for pretrained ones) and applies them itself: nothing
+outside knows of a normalisation. Where weights come from is `pretrained`; what is done with the features is not here.
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from domainbed.errors import UserError, did_you_mean
-from domainbed.networks.decoders import (
-    FINAL_CHANNELS,
-    MAX_BASE,
-    MAX_CHANNELS,
-    group_norm,
-    strided_grid,
-    strided_window,
-)
+from domainbed.networks.decoders import FINAL_CHANNELS, MAX_BASE, MAX_CHANNELS
 
 
 class TimmEncoder(nn.Module):
@@ -127,37 +117,3 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, F) for images (B, C, H, W) in [0, 1]."""
         return self.layers(x - 0.5)
-
-
-class StridedEncoder(nn.Module):
-    """One convolution per width: the first keeps the resolution, each further one divides it by `stride`.
-
-    An image whose side is no multiple of stride^(layers - 1) is padded with grey, half on either side. Kernels are
-    twice as wide as the stride (3 for stride 1), so that every pixel is seen equally often.
-
-    Args:
-        input_shape: (C, H, W).
-        hidden_dims: widths of the layers.
-        stride: of all layers but the first.
-
-    Attributes:
-        grid: (C', H', W') of the last layer.
-        num_features: F, the flattened grid.
-
-    Raises:
-        UserError: the image has fewer pixels a side than the strides divide by.
-    """
-
-    def __init__(self, input_shape: tuple[int, int, int], hidden_dims: Sequence[int], stride: int) -> None:
-        super().__init__()
-        channels, *size = input_shape
-        self.margins, self.grid = strided_grid(size, hidden_dims, stride)
-        layers: list[nn.Module] = [nn.Conv2d(channels, hidden_dims[0], 3, padding=1)]
-        for inputs, outputs in zip(hidden_dims, hidden_dims[1:], strict=False):
-            layers += [group_norm(inputs), nn.LeakyReLU(0.01), nn.Conv2d(inputs, outputs, *strided_window(stride))]
-        self.layers = nn.Sequential(*layers, group_norm(hidden_dims[-1]), nn.LeakyReLU(0.01), nn.Flatten())
-        self.num_features = math.prod(self.grid)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, F) for images (B, C, H, W) in [0, 1]."""
-        return self.layers(F.pad(x - 0.5, self.margins))

@@ -179,15 +179,15 @@ def test_a_key_of_another_algorithm_is_reported_in_a_file_and_refused_on_the_com
 
 def test_a_key_that_has_no_effect_beside_others_is_reported_to_who_set_it(folder):
     Path("config.yaml").write_text("kl_anneal_end: 100\ncapacity: 3\n")
-    assert configured("--algorithm VAE").resolved.idle == []
-    (only,) = configured("--algorithm VAE kl_anneal_end=600").resolved.idle
+    assert configured("--algorithm VAE").idle == []
+    (only,) = configured("--algorithm VAE kl_anneal_end=600").idle
     assert only == "command line: kl_anneal_end = 600 has no effect, because kl_anneal = constant"
     Path("own.yaml").write_text("algorithm: VAE\nkl_anneal: linear\ngamma: 5\n")
-    (only,) = configured("own.yaml").resolved.idle
+    (only,) = configured("own.yaml").idle
     assert only == "own.yaml: gamma = 5.0 has no effect, because kl_anneal = linear"
-    assert configured("--algorithm VAE kl_anneal=capacity capacity=9").resolved.idle == []
-    assert "depth = 3" in configured("--algorithm UNet model=resnet18 depth=3").resolved.idle[0]
-    assert configured("--algorithm UNet depth=3").resolved.idle == []
+    assert configured("--algorithm VAE kl_anneal=capacity capacity=9").idle == []
+    assert "depth = 3" in configured("--algorithm UNet model=resnet18 depth=3").idle[0]
+    assert configured("--algorithm UNet depth=3").idle == []
 
 
 def test_a_key_of_another_algorithm_in_the_block_of_the_data_set_is_no_mistake(folder):

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from domainbed.errors import UserError
-from domainbed.networks.decoders import StridedDecoder
-from domainbed.networks.encoders import StridedEncoder
+from domainbed.networks.strided import StridedDecoder, StridedEncoder
 
 SIZES = [(32, 32), (33, 33), (17, 23), (64, 48), (16, 16), (47, 19)]
 
