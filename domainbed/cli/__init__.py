@@ -2,6 +2,7 @@
 
 python -m domainbed list [--json]
 python -m domainbed evaluate <run> --data_dir <folder>
+python -m domainbed pack --data_dir <folder> [--check | --clear]
 python -m domainbed train_all | train_subset <name> …      the same as train_all.py and train_subset.py
 """
 
@@ -19,6 +20,7 @@ from domainbed.errors import UserError, did_you_mean
 COMMANDS = {
     "list": "names of all algorithms and data sets",
     "evaluate": "figures of a finished run on data that it never saw",
+    "pack": "decode a data set ahead of its runs; check or delete what was decoded",
     "train_all": "leave each environment out in turn",
     "train_subset": "the same on a few images per environment, the first environment left out",
 }

@@ -171,6 +171,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     run_folder = RunFolder(folder, settings.resume)
     records = Records(folder)
     try:
+        records.log_file(said)
         images = prepare(
             dataset,
             trial_seed=settings.trial_seed,
@@ -180,20 +181,22 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             num_workers=settings.num_workers or default_num_workers(),
             skip_unreadable=settings.skip_unreadable,
             strict=settings.strict,
-            report=say,
+            report=records.log,
             with_masks=configuration.algorithm.needs_masks,
         )
-        say(f"{settings.dataset}: {len(images.names)} images of {images.input_shape[1]} x {images.input_shape[2]} px")
+        records.log(
+            f"{settings.dataset}: {len(images.names)} images of {images.input_shape[1]} x {images.input_shape[2]} px"
+        )
         for line in images.table():
-            say(line)
+            records.log(line)
         if images.mask_classes:
-            say(images.mask_classes.describe())
+            records.log(images.mask_classes.describe())
         if not targets:
             part = "test part" if (images.split == "test").any() else "held-out images"
-            say(f"one environment: training without a target, judged on its {part}")
-        say(f"{settings.algorithm} on {engine.describe()}; selected by {settings.select_by}")
+            records.log(f"one environment: training without a target, judged on its {part}")
+        records.log(f"{settings.algorithm} on {engine.describe()}; selected by {settings.select_by}")
         for note in notes:
-            say(f"WARNING: {note}")
+            records.log(f"WARNING: {note}")
         if images.unreadable:
             notes.append(f"{len(images.unreadable)} unreadable images were left out (--skip_unreadable)")
         notes += images.leaks
@@ -203,7 +206,6 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             write_text(folder / "images.csv", images.csv())
             write_text(folder / "config.yaml", configuration.yaml(command))
             write_text(folder / finished.BUILT_ON, json.dumps(built_on, indent=1))
-        records.log_file(said)
         earlier = [record["text"] for record in records.read() if record["kind"] == "note"]
         for note in notes:
             if note not in earlier:

@@ -1,29 +1,38 @@
-"""Decode once: the readable images of a data set, preprocessed, as one uint8 array on disk.
+"""Decode once: the readable images of a data set, preprocessed, as uint8 rows on disk.
 
     pack = packed.pack(dataset, indices, cache_dir, num_workers, report)
-    pack.rows[3]                    # uint8 (H, W, C), image pack.indices[3] of the data set
+    pack.rows[[3, 5]]               # uint8 (2, H, W, C), images pack.indices[[3, 5]] of the data set
 
 For a run on masks, `pack.masks` has the plane of every image beside it (see `masks`).
 
-A pack is found again by what is in it: the data set's class, its preprocessing, and a digest of every image; with
-masks, also of what they hold. An image that can't be read, or whose mask can't, is left out and reported, never
-replaced; whether that stops the run is the caller's business, and so is which rows make a batch (`loaders`).
+    <cache_dir>/<data set>-<key>/rows.u8     one image after the other, each H x W x C bytes; only ever appended to
+                                 masks.u8    likewise one plane of H x W bytes, where there are masks
+                                 index       what is in each row, and its checksum (`_RECORD`)
+                                 about.json  what the rows were made by, for people
+
+The key is what the rows are made by: the data set's class, its preprocessing, and the kinds of masks. A row is found
+by what it is made of, a digest of the image and of its masks. So a subset and the whole set, two folders and two runs
+share rows; a file that changes is decoded again, and no other; and packing that was stopped, killed or out of room goes
+on where it was. A row that is missing, whether it did not fit on the disk or its bytes are damaged, is decoded from its
+file whenever it is asked for. An image that can't be read is left out and reported, never replaced; whether that stops
+the run is the caller's business, and so is which rows make a batch (`loaders`).
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
+import weakref
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -34,10 +43,13 @@ from domainbed.datasets.images import UnreadableImage, digests_remembered_in
 from domainbed.datasets.masks import MaskClasses
 from domainbed.errors import UserError
 
-FORMAT = 1
-_UNREADABLE = "unreadable"
-_HEADER_BYTES = 128
-_SPARE_BYTES = 64 << 20  # beside the rows: index, digests, and what else is written while a pack is built
+FORMAT = 2
+ROWS, MASKS, INDEX, ABOUT = "rows.u8", "masks.u8", "index", "about.json"
+#: Where a row's record is kept whole: 128 bits of the SHA-256 of what it is made of, and a CRC-32 of its bytes in each
+#: file. All zeros: the row was found damaged, and is not to be used.
+_RECORD = np.dtype([("head", "<u8"), ("tail", "<u8"), (ROWS, "<u4"), (MASKS, "<u4")])
+_SPARE_BYTES = 64 << 20  # beside the rows: index, digests, and what others write meanwhile
+_COMMIT_BYTES, _COMMIT_SECONDS = 256 << 20, 5.0  # at most so much is lost when packing is killed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,20 +60,92 @@ class Pack:
     """The readable images among those asked for.
 
     Attributes:
-        rows: uint8 (N, H, W, C), read-only, on disk; N may be 0.
+        rows: of N images, (H, W, C) each; N may be 0.
         indices: int64 (N,) index into the data set of every row, in the order asked for.
         contents: `dataset.content` of every row.
         unreadable: (name, reason) of the images left out, in the order asked for.
-        masks: uint8 (N, H, W) plane of every row, read-only, on disk; None unless asked for.
+        masks: of the planes (H, W) of every row; None unless asked for.
         mask_contents: `dataset.mask_content` of every row; empty strings unless asked for.
     """
 
-    rows: np.ndarray
+    rows: "Rows"
     indices: np.ndarray
     contents: list[str]
     unreadable: list[tuple[str, str]]
-    masks: np.ndarray | None
+    masks: "Rows | None"
     mask_contents: list[str]
+
+
+class Rows:
+    """Arrays of one shape, read from disk when they are asked for: `rows[7]`, `rows[[7, 8]]`, `rows[2:9]`.
+
+    A row's checksum is compared the first time that it is read. One whose bytes are damaged is decoded from its file
+    from then on, as one is that isn't on the disk. Any thread may read.
+
+    Args:
+        file: of the pack, where anything is in it. row_shape: of one row.
+        positions: (N,) int64 place of each row in the file; -1 for one that is not there.
+        checksums: (N,) CRC-32 of each.
+        decode: returns a row by its number, from its file.
+        damaged: is told the number of a row whose bytes are not those that were written.
+        num_workers: threads that decode.
+
+    Attributes:
+        shape: (N, *row_shape).
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        row_shape: tuple[int, ...],
+        positions: np.ndarray,
+        checksums: np.ndarray,
+        decode: Callable[[int], np.ndarray],
+        damaged: Callable[[int], None],
+        num_workers: int,
+    ) -> None:
+        self.shape, self._row_shape = (len(positions), *row_shape), row_shape
+        self._positions, self._checksums = positions.copy(), checksums
+        self._row_bytes, self._checked = int(np.prod(row_shape)), np.zeros(len(positions), dtype=bool)
+        self._decode, self._damaged, self._num_workers = decode, damaged, num_workers
+        self._file: int | None = None
+        if (positions >= 0).any():  # read, not memory-mapped: where a mapped file is cut short, the process is killed
+            self._file = os.open(file, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, wanted: Any) -> np.ndarray:
+        """Return uint8 (H, W, …) of one row, or (B, H, W, …) of several, as an array of the caller's own.
+
+        Raises:
+            IndexError: there is no such row.
+            UserError: a row that has to be decoded can't be, or its image has changed.
+        """
+        chosen = np.arange(len(self))[wanted]
+        if chosen.ndim == 0:
+            return self[[chosen]][0]
+        found = np.empty((len(chosen), *self._row_shape), dtype=np.uint8)
+        absent = [at for at, row in enumerate(chosen.tolist()) if not self._read(row, found[at])]
+        if absent:
+            with ThreadPoolExecutor(self._num_workers) as threads:
+                for at, row in zip(absent, threads.map(self._decode, chosen[absent].tolist()), strict=True):
+                    found[at] = row
+        return found
+
+    def _read(self, row: int, into: np.ndarray) -> bool:
+        """Fill an array from the disk; return whether its bytes were there, and those that were written."""
+        position = int(self._positions[row])
+        if position < 0 or self._file is None:
+            return False
+        count = os.preadv(self._file, [into.data], position * self._row_bytes)
+        if count == self._row_bytes and (self._checked[row] or zlib.crc32(into.data) == self._checksums[row]):
+            self._checked[row] = True
+            return True
+        self._positions[row] = -1
+        self._damaged(row)
+        return False
 
 
 def pack(
@@ -72,202 +156,368 @@ def pack(
     report: Callable[[str], None],
     mask_classes: MaskClasses | None = None,
 ) -> Pack:
-    """Return the images `indices` of `dataset` from `cache_dir`, decoding them first where they aren't there yet.
+    """Return the images `indices` of `dataset` from `cache_dir`, decoding those first that aren't there yet.
 
-    A pack is the folder `<cache_dir>/<data set>-<key>/` with `rows.npy`, `masks.npy` where there are masks, and
-    `index.json`; any of them may be deleted. It appears whole or not at all, and two processes that want the same one
-    build it once.
+    Two processes that want the same images decode them once. Where the disk has too little room for what is missing,
+    that is said, nothing is written, and it is decoded whenever it is asked for.
 
     Args:
         dataset: its `content`, `read`, `mask_content` and `read_mask` are called from several threads.
         indices: of the images; every one becomes a row or an entry of `unreadable`.
         cache_dir: made if it does not exist.
         num_workers: threads; 0 counts as 1.
-        report: is given a line on what was found, built, or is waited for.
+        report: is given a line on what was found, built, is waited for, or is damaged; by any thread.
         mask_classes: what the masks hold, as `dataset.chosen_masks` returned it; None for no masks.
 
     Raises:
-        UserError: the folder can't be written, or the disk has too little room.
+        UserError: the folder can't be written, or the disk is full.
     """
-    indices, cache_dir = [int(index) for index in indices], Path(cache_dir)
+    cache_dir, num_workers = Path(cache_dir), max(1, num_workers)
     with _writing_to(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
+    source = _Source(dataset, [int(index) for index in indices], mask_classes)
     with digests_remembered_in(cache_dir / "digests.json"):
-        found = list(
-            _in_order(lambda index: _content(dataset, index, mask_classes), indices, num_workers, "looking at images")
-        )
-    contents, mask_contents = [content for content, _, _ in found], [content for _, content, _ in found]
-    store = _Store(dataset, indices, contents, cache_dir, mask_classes, mask_contents)
-    opened = store.open(report)
-    if opened is None:
-        with store.locked(report):
-            opened = store.open(report) or store.build(num_workers, report)
-    (rows, *masks), positions, reasons = opened
-    reasons |= {str(position): reason for position, (_, _, reason) in enumerate(found) if reason}
-    return Pack(
-        rows=rows,
-        indices=np.array([indices[position] for position in positions], dtype=np.int64),
-        contents=[contents[position] for position in positions],
-        unreadable=[(dataset.samples[indices[int(at)]].name, reasons[at]) for at in sorted(reasons, key=int)],
-        masks=masks[0] if masks else None,
-        mask_contents=[mask_contents[position] for position in positions],
-    )
+        source.look(num_workers)
+    store = Store.of(dataset, mask_classes, cache_dir)
+    places = store.find(source.keys, report)
+    with store.locked(report) if source.missing(places) else contextlib.nullcontext():
+        places = store.find(source.keys)  # another process may have decoded what was missing
+        if found := int((places >= 0).sum()):
+            report(f"found {found} decoded images in {store.folder}")
+        if missing := source.missing(places):
+            store.add(source, missing, num_workers, report)
+            places = store.find(source.keys)
+    return source.pack(store, places, num_workers, report)
 
 
-# rows (N, H, W, C), and masks (N, H, W) where there are any; the positions of the rows in the list of indices; the
-# reason for every position that has no row.
-_Opened = tuple[list[np.ndarray], list[int], dict[str, str]]
+class _Source:
+    """The images that are asked for, as the data set has them. A position is a place in the list of indices.
 
+    Attributes:
+        contents, mask_contents: of every position.
+        keys: (M, 2) uint64, what is looked up in the store.
+        reasons: why there is no row, by position.
+    """
 
-class _Store:
-    """One pack's folder: its key, and how it is opened and built."""
+    def __init__(self, dataset: Dataset, indices: list[int], mask_classes: MaskClasses | None) -> None:
+        self.dataset, self.indices, self.mask_classes = dataset, indices, mask_classes
+        self.contents: list[str] = []
+        self.mask_contents: list[str] = []
+        self.keys = np.zeros((0, 2), dtype=np.uint64)
+        self.reasons: dict[int, str] = {}
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        indices: list[int],
-        contents: list[str],
-        cache_dir: Path,
-        mask_classes: MaskClasses | None,
-        mask_contents: list[str],
-    ) -> None:
-        self.dataset, self.indices, self.contents, self.cache_dir = dataset, indices, contents, cache_dir
-        self.mask_classes = mask_classes
-        channels, height, width = dataset.input_shape
-        #: Shape of one row in each of the pack's files.
-        self.row_shapes: dict[str, tuple[int, ...]] = {"rows.npy": (height, width, channels)}
-        if mask_classes is not None:
-            self.row_shapes["masks.npy"] = (height, width)
-        cls = type(dataset)
-        made_by = [
-            [FORMAT, preprocess.VERSION, cls.__qualname__, dataset.version],
-            [list(dataset.preprocess.names), dataset.preprocess.image_size],
-            contents,
-            *([["masks", mask_classes.names, mask_classes.exclusive], mask_contents] if mask_classes else []),
-        ]
-        self.key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
-        self.folder = cache_dir / f"{dataset.name or cls.__name__}-{self.key[:16]}"
+    def look(self, num_workers: int) -> None:
+        """Find out what every image and mask holds, without decoding it."""
+        digests = bytearray()
+        looked = _in_order(self._content, range(len(self.indices)), num_workers, "looking at images")
+        for position, (content, mask_content, reason) in enumerate(looked):
+            self.contents.append(content)
+            self.mask_contents.append(mask_content)
+            digests += hashlib.sha256(f"{content}\n{mask_content}".encode()).digest()[:16]
+            if reason:
+                self.reasons[position] = reason
+        self.keys = np.frombuffer(bytes(digests), dtype="<u8").reshape(-1, 2)
 
-    def open(self, report: Callable[[str], None]) -> _Opened | None:
-        """Return the pack if it is there and whole; report a damaged one."""
-        if not self.folder.exists():
-            return None
+    def _content(self, position: int) -> tuple[str, str, str]:
+        """Return an image's content, that of its masks, and why it has none."""
+        index, classes = self.indices[position], self.mask_classes
         try:
-            index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-            positions, reasons = index["positions"], index["unreadable"]
-            if index["key"] != self.key:
-                raise ValueError("index.json belongs to another pack")
-            if sorted([*positions, *map(int, reasons)]) != list(range(len(self.indices))):
-                raise ValueError("index.json does not name every image once")
-            arrays = [self._load(name, (len(positions), *shape)) for name, shape in self.row_shapes.items()]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            report(f"{self.folder} is damaged ({error}): building it again")
-            return None
-        report(f"found {len(positions)} decoded images in {self.folder}")
-        return arrays, positions, reasons
+            return self.dataset.content(index), self.dataset.mask_content(index, classes.names) if classes else "", ""
+        except UnreadableImage as error:
+            return "", "", str(error)
 
-    def _load(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return one file of the pack, memory-mapped; raise ValueError where it is not of that shape."""
-        found = (self.folder / name).stat().st_size
-        if found != _HEADER_BYTES + int(np.prod(shape)):
-            raise ValueError(f"{name} has {found} bytes, not {_HEADER_BYTES + int(np.prod(shape))}")
-        array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
-        if array.shape != shape or array.dtype != np.uint8:
-            raise ValueError(f"{name} holds {array.dtype} {array.shape}, not uint8 {shape}")
-        return array
+    def missing(self, places: np.ndarray) -> list[int]:
+        """Return the positions that have to be decoded: of images that are the same, the first."""
+        first: dict[bytes, int] = {}
+        for position in np.flatnonzero(places < 0).tolist():
+            if position not in self.reasons:
+                first.setdefault(self.keys[position].tobytes(), position)
+        return list(first.values())
 
-    @contextlib.contextmanager
-    def locked(self, report: Callable[[str], None]) -> Iterator[None]:
-        """Hold this pack's lock; it goes with the process that holds it, however that ends."""
-        with contextlib.ExitStack() as stack:
-            with _writing_to(self.cache_dir):
-                lock = stack.enter_context(open(self.folder.with_name(self.folder.name + ".lock"), "w"))
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    report(f"waiting for another process that is building {self.folder}")
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def build(self, num_workers: int, report: Callable[[str], None]) -> _Opened:
-        """Decode every image into a folder beside the final one, which then takes its name."""
-        draft = self.folder.with_name(self.folder.name + ".part")
-        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-        self._check_room()
-        started = time.monotonic()
-        try:
-            with _writing_to(self.cache_dir):
-                draft.mkdir()
-            positions, reasons = self._write_rows(draft, num_workers)
-            with _writing_to(self.cache_dir):
-                with open(draft / "index.json", "w", encoding="utf-8") as index:
-                    json.dump({"key": self.key, "positions": positions, "unreadable": reasons}, index)
-                    _flush(index)
-                _flush_folder(draft)
-                shutil.rmtree(self.folder, ignore_errors=True)
-                os.rename(draft, self.folder)
-                _flush_folder(self.cache_dir)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        left_out = f", left out {len(reasons)} that can't be read" if reasons else ""
-        report(f"decoded {len(positions)} images in {time.monotonic() - started:.0f} s{left_out}")
-        opened = self.open(lambda line: None)  # what was built is said already
-        if opened is None:
-            raise OSError(errno.EIO, "a pack that was just written can't be read", str(self.folder))
-        return opened
-
-    def _write_rows(self, folder: Path, num_workers: int) -> tuple[list[int], dict[str, str]]:
-        """Write every readable image; return the rows' positions, and the reasons by position of the others."""
-        positions: list[int] = []
-        reasons: dict[str, str] = {}
-        with contextlib.ExitStack() as stack:
-            images = _in_order(self._read, range(len(self.indices)), num_workers, "decoding images")
-            stack.enter_context(contextlib.closing(images))  # ends its threads if writing fails
-            with _writing_to(self.cache_dir):
-                files = [stack.enter_context(open(folder / name, "wb")) for name in self.row_shapes]
-                for file, shape in zip(files, self.row_shapes.values(), strict=True):
-                    file.write(_header((len(self.indices), *shape)))
-            for position, arrays in enumerate(images):
-                if isinstance(arrays, str):
-                    reasons[str(position)] = arrays
-                    continue
-                with _writing_to(self.cache_dir):
-                    for file, array in zip(files, arrays, strict=True):
-                        file.write(array.data)
-                positions.append(position)
-            with _writing_to(self.cache_dir):
-                for file, shape in zip(files, self.row_shapes.values(), strict=True):
-                    file.seek(0)
-                    file.write(_header((len(positions), *shape)))
-                    _flush(file)
-        return positions, reasons
-
-    def _read(self, position: int) -> list[np.ndarray] | str:
-        """Return a row of each of the pack's files, or the reason why there is none."""
-        if self.contents[position] == _UNREADABLE:
-            return _UNREADABLE
-        index = self.indices[position]
+    def read(self, position: int) -> list[np.ndarray] | str:
+        """Return the image, and its plane where there are masks; or the reason why there is none."""
+        index, (channels, height, width) = self.indices[position], self.dataset.input_shape
         try:
             arrays = {"read": self.dataset.read(index)}
             if self.mask_classes is not None:
                 arrays["read_mask"] = self.dataset.read_mask(index, self.mask_classes)
         except UnreadableImage as error:
             return str(error)
-        for (method, array), shape in zip(arrays.items(), self.row_shapes.values(), strict=True):
+        for (method, array), shape in zip(arrays.items(), [(height, width, channels), (height, width)], strict=False):
             if array.shape != shape or array.dtype != np.uint8:
                 name, cls = self.dataset.samples[index].name, type(self.dataset).__name__
                 raise TypeError(f"{cls}.{method} gave {array.dtype} {array.shape} for {name}, not uint8 {shape}")
         return [np.ascontiguousarray(array) for array in arrays.values()]
 
-    def _check_room(self) -> None:
-        needed = len(self.indices) * sum(int(np.prod(shape)) for shape in self.row_shapes.values()) + _SPARE_BYTES
-        free = shutil.disk_usage(self.cache_dir).free
-        if needed > free:
-            raise UserError(
-                f"{len(self.indices)} decoded images of {' x '.join(map(str, self.row_shapes['rows.npy']))} need "
-                f"{_size(needed)}, but {self.cache_dir} has {_size(free)} free. Make room, or name a folder on another "
-                "disk with cache_dir=<folder>"
+    def pack(self, store: "Store", places: np.ndarray, num_workers: int, report: Callable[[str], None]) -> Pack:
+        """Return what can be read, with the rows of a store for what is in it."""
+        kept = np.array([at for at in range(len(self.indices)) if at not in self.reasons], dtype=np.int64)
+        places = places[kept]
+        records = store.records()
+
+        def name(row: int) -> str:
+            return self.dataset.samples[self.indices[kept[row]]].name
+
+        def decode(row: int, part: int) -> np.ndarray:
+            """Return part 0, the image, or 1, its plane, of a row that is not in the store."""
+            position = int(kept[row])
+            content, mask_content, reason = self._content(position)
+            if not reason and (content, mask_content) != (self.contents[position], self.mask_contents[position]):
+                raise UserError(
+                    f"{name(row)} has changed since the run began. Put it back and go on with --resume, or start "
+                    "another run"
+                )
+            arrays = reason or self.read(position)
+            if isinstance(arrays, str):
+                raise UserError(
+                    f"{name(row)} could be read when the run began, and now can't be: {arrays}. Put it back and go on "
+                    "with --resume"
+                )
+            return arrays[part]
+
+        def damaged(row: int) -> None:
+            report(
+                f"WARNING: the decoded copy of {name(row)} in {store.folder} is damaged: decoding its file instead, "
+                "and again for the next run. Several of these mean that the disk is failing"
             )
+            store.void(int(places[row]))
+
+        def rows(part: int, file: str) -> Rows:
+            checksums = records[file][np.maximum(places, 0)] if len(records) else np.zeros(len(places), np.uint32)
+            return Rows(
+                store.folder / file, store.row_shapes[file], places, checksums,
+                lambda row: decode(row, part), damaged, num_workers,
+            )  # fmt: skip
+
+        return Pack(
+            rows=rows(0, ROWS),
+            indices=np.array(self.indices, dtype=np.int64)[kept],
+            contents=[self.contents[position] for position in kept],
+            unreadable=[(self.dataset.samples[self.indices[at]].name, self.reasons[at]) for at in sorted(self.reasons)],
+            masks=rows(1, MASKS) if self.mask_classes else None,
+            mask_contents=[self.mask_contents[position] for position in kept],
+        )
+
+
+class Store:
+    """One folder of rows that were made alike.
+
+    Args:
+        folder: of the store, there or not.
+        about: what the rows are made by, in words, as about.json has it.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder, self.about = folder, about
+        #: Shape of one row in each of the store's files.
+        self.row_shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in about["rows"].items()}
+
+    @classmethod
+    def of(cls, dataset: Dataset, mask_classes: MaskClasses | None, cache_dir: Path) -> "Store":
+        """Return the store of a data set's rows, which may not be there yet."""
+        channels, height, width = dataset.input_shape
+        name = dataset.name or type(dataset).__name__
+        about = {
+            "format": FORMAT,
+            "data set": [name, type(dataset).__qualname__, dataset.version],
+            "preprocess": [*dataset.preprocess.names, preprocess.VERSION],
+            "image_size": dataset.preprocess.image_size,
+            "masks": [mask_classes.names, mask_classes.exclusive] if mask_classes else None,
+            "rows": {ROWS: (height, width, channels), **({MASKS: (height, width)} if mask_classes else {})},
+        }
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        return cls(cache_dir / f"{name}-{key[:16]}", about)
+
+    @classmethod
+    def all(cls, cache_dir: Path) -> "list[Store]":
+        """Return the stores in a folder."""
+        found = []
+        for path in sorted(cache_dir.glob(f"*/{ABOUT}")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found.append(cls(path.parent, json.loads(path.read_text(encoding="utf-8"))))
+        return found
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row in all files."""
+        return sum(int(np.prod(shape)) for shape in self.row_shapes.values()) + _RECORD.itemsize
+
+    def records(self) -> np.ndarray:
+        """Return the records, (N,) of `_RECORD`, of all rows that are on the disk whole."""
+        try:
+            found = np.fromfile(self.folder / INDEX, dtype=_RECORD)  # leaves out one that is half written
+        except OSError:
+            return np.zeros(0, _RECORD)
+        whole = [self._size(name) // int(np.prod(shape)) for name, shape in self.row_shapes.items()]
+        return found[: min(whole)]
+
+    def find(self, keys: np.ndarray, report: Callable[[str], None] = lambda line: None) -> np.ndarray:
+        """Return (M,) int64 row of each key (M, 2), -1 where there is none; report a store that was cut short."""
+        records = self.records()
+        lost = self._size(INDEX) // _RECORD.itemsize - len(records)
+        if lost > 0:
+            report(f"{self.folder} is damaged: {lost} images are not there whole. Decoding them again")
+        if not len(records):
+            return np.full(len(keys), -1, dtype=np.int64)
+        order = np.argsort(records["head"], kind="stable")
+        # of rows with one key, the last: an earlier one may have been lost and made again
+        at = np.searchsorted(records["head"], keys[:, 0], side="right", sorter=order) - 1
+        rows = order[np.maximum(at, 0)]
+        there = (records["head"][rows] == keys[:, 0]) & (records["tail"][rows] == keys[:, 1])
+        return np.where(there, rows, -1)
+
+    def add(self, source: _Source, missing: list[int], num_workers: int, report: Callable[[str], None]) -> None:
+        """Decode images and append them; those that can't be read are added to `source.reasons`.
+
+        What is written stays, however this ends. Whoever calls holds the lock.
+        """
+        needed = len(missing) * self.row_bytes + _SPARE_BYTES
+        free = shutil.disk_usage(self.folder.parent).free
+        if needed > free:
+            report(
+                f"WARNING: {len(missing)} decoded images need {size_text(needed)}, but {self.folder.parent} has "
+                f"{size_text(free)} free: they are decoded each time they are asked for, which is slow. Make room, or "
+                "name a folder on another disk with cache_dir=<folder>"
+            )
+        started, count, doing = time.monotonic(), 0, "decoding images" if needed <= free else "checking images"
+        with contextlib.ExitStack() as stack:
+            images = _in_order(source.read, missing, num_workers, doing)
+            stack.enter_context(contextlib.closing(images))  # ends its threads if writing fails
+            writer = None
+            if needed <= free:
+                with _writing_to(self.folder.parent):
+                    writer = stack.enter_context(_Writer(self))
+            for position, arrays in zip(missing, images, strict=True):
+                if isinstance(arrays, str):
+                    same = (source.keys == source.keys[position]).all(axis=1)
+                    source.reasons |= dict.fromkeys(np.flatnonzero(same).tolist(), arrays)
+                elif writer is not None:
+                    with _writing_to(self.folder.parent):
+                        writer.append(source.keys[position], arrays)
+                    count += 1
+            if writer is not None:
+                with _writing_to(self.folder.parent):
+                    writer.commit()
+        left_out = len(missing) - count
+        if writer is not None:
+            unread = f", left out {left_out} that can't be read" if left_out else ""
+            report(f"decoded {count} images in {time.monotonic() - started:.0f} s{unread}")
+
+    def void(self, position: int) -> None:
+        """Mark a row as not to be used; where that can't be written, every run finds out anew."""
+        with contextlib.suppress(OSError), open(self.folder / INDEX, "r+b", buffering=0) as index:
+            os.pwrite(index.fileno(), bytes(_RECORD.itemsize), position * _RECORD.itemsize)
+
+    def check(self, num_workers: int) -> tuple[int, int]:
+        """Read everything; mark damaged rows as not to be used. Return the number of good rows, and of damaged ones."""
+        records = self.records()
+        used = np.flatnonzero(records != np.zeros((), _RECORD))
+        bad: set[int] = set()
+
+        def no_file(row: int) -> np.ndarray:
+            return np.zeros((), np.uint8)
+
+        for name, shape in self.row_shapes.items():
+            rows = Rows(self.folder / name, shape, used, records[name][used], no_file, bad.add, 1)
+            for _ in _in_order(rows.__getitem__, range(len(used)), num_workers, f"checking {self.folder.name}"):
+                pass
+        for row in bad:
+            self.void(int(used[row]))
+        return len(used) - len(bad), len(bad)
+
+    def clear(self) -> None:
+        """Delete the store.
+
+        Raises:
+            UserError: another process is adding to it; or it can't be deleted.
+        """
+        with contextlib.suppress(FileNotFoundError), _writing_to(self.folder.parent), self._lock_file() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is decoding images into {self.folder}. Wait until it ends, or stop it"
+                ) from None
+            shutil.rmtree(self.folder)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on the disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("*"))
+
+    @contextlib.contextmanager
+    def locked(self, report: Callable[[str], None]) -> Iterator[None]:
+        """Hold this store's lock; it goes with the process that holds it, however that ends."""
+        with contextlib.ExitStack() as stack:
+            with _writing_to(self.folder.parent):
+                lock = stack.enter_context(self._lock_file())
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    report(f"waiting for another process that is decoding images into {self.folder}")
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _lock_file(self) -> IO[str]:
+        return open(self.folder.with_name(f"{self.folder.name}.lock"), "w")
+
+    def _size(self, name: str) -> int:
+        try:
+            return (self.folder / name).stat().st_size
+        except OSError:
+            return 0
+
+
+class _Writer:
+    """Appends to a store. A row counts once it is committed: first its bytes are on the disk, then its record.
+
+    However the `with` ends, whole rows are committed, if the disk still takes them.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.count = store, len(store.records())
+        self.pending: list[tuple[int, ...]] = []
+        self.committed_at = time.monotonic()
+        self.stack = contextlib.ExitStack()
+        self.files: list[IO[bytes]] = []
+
+    def __enter__(self) -> "_Writer":
+        folder = self.store.folder
+        folder.mkdir(exist_ok=True)
+        (folder / ABOUT).write_text(json.dumps(self.store.about, indent=1), encoding="utf-8")
+        sizes = {name: int(np.prod(shape)) for name, shape in self.store.row_shapes.items()}
+        for name, row_bytes in (sizes | {INDEX: _RECORD.itemsize}).items():
+            (folder / name).touch()
+            file = self.stack.enter_context(open(folder / name, "r+b"))
+            file.truncate(self.count * row_bytes)  # what was written after the last commit
+            file.seek(0, os.SEEK_END)
+            self.files.append(file)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(OSError):  # a full disk is full now, too; the error that is on its way says so
+            self.commit()
+        with contextlib.suppress(OSError):
+            self.stack.close()
+
+    def append(self, key: np.ndarray, arrays: list[np.ndarray]) -> None:
+        """Write a row."""
+        for file, array in zip(self.files[:-1], arrays, strict=True):
+            file.write(array.data)
+        checksums = [zlib.crc32(array.data) for array in arrays]
+        self.pending.append((int(key[0]), int(key[1]), checksums[0], checksums[-1]))
+        enough = len(self.pending) * self.store.row_bytes >= _COMMIT_BYTES
+        if enough or time.monotonic() - self.committed_at > _COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make what was appended last."""
+        *files, index = self.files
+        for file in files:
+            _flush(file)
+        index.write(np.array(self.pending, dtype=_RECORD).tobytes())
+        _flush(index)
+        self.pending, self.committed_at = [], time.monotonic()
 
 
 @contextlib.contextmanager
@@ -278,24 +528,15 @@ def _writing_to(cache_dir: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"can't write decoded images to {cache_dir}: {reason}. Name another folder with cache_dir=<folder>"
+            f"can't write decoded images to {cache_dir}: {reason}. What is decoded so far is kept. Make room, or name "
+            "another folder with cache_dir=<folder>"
         ) from None
-
-
-def _content(dataset: Dataset, index: int, mask_classes: MaskClasses | None) -> tuple[str, str, str]:
-    """Return an image's content, that of its masks, and why it has none."""
-    try:
-        masks = dataset.mask_content(index, mask_classes.names) if mask_classes else ""
-        return dataset.content(index), masks, ""
-    except UnreadableImage as error:
-        return _UNREADABLE, "", str(error)
 
 
 def _in_order(
     function: Callable[[Item], Result], items: Sequence[Item], num_workers: int, doing: str
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` in order, computed in threads, a few items ahead; show progress after two seconds."""
-    num_workers = max(1, num_workers)
     executor = ThreadPoolExecutor(num_workers)
     ahead: deque[Future[Result]] = deque()
     terminal = os.isatty(2)
@@ -313,25 +554,13 @@ def _in_order(
         executor.shutdown(cancel_futures=True)
 
 
-def _header(shape: tuple[int, ...]) -> bytes:
-    """Return the head of an .npy file (version 1.0) of uint8, as long for any shape, so that it can be written over."""
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
-    head = b"\x93NUMPY\x01\x00" + (_HEADER_BYTES - 10).to_bytes(2, "little")
-    return head + text.ljust(_HEADER_BYTES - 11).encode("ascii") + b"\n"
-
-
 def _flush(file: IO) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _size(num_bytes: float) -> str:
+def size_text(num_bytes: float) -> str:
+    """Return a number of bytes for people: "9 kB", "512 MB", "1.5 GB"."""
+    if num_bytes < 1e6:
+        return f"{num_bytes / 1e3:.0f} kB"
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

@@ -18,7 +18,7 @@ from torch import Tensor
 from domainbed.datasets import leakage, masks, splits
 from domainbed.datasets.base import UNLABELLED, Dataset
 from domainbed.datasets.masks import MaskClasses
-from domainbed.datasets.packed import pack
+from domainbed.datasets.packed import Rows, pack
 from domainbed.errors import UserError
 
 
@@ -30,7 +30,7 @@ class Images:
         environments: names of all environments.
         classes: names of the classes; empty where there are no labels.
         ordinal: whether the classes are ordered.
-        rows: (N, H, W, C) uint8, memory-mapped.
+        rows: (N, H, W, C) uint8, read from the disk when they are asked for.
         environment: (N,) int64 indices. labels: (N,) int64. split: (N,) "train", "val" or "test".
         groups: (N,) names of what stays on one side of a split.
         names: (N,) names of the images.
@@ -38,14 +38,14 @@ class Images:
         leaks: a line for each way in which an image is where it gives an answer away.
         contents: a digest of every image, or what it was drawn from.
         mask_classes: what the masks hold; None in a run without masks.
-        masks: (N, H, W) uint8 planes (see `datasets.masks`), memory-mapped; None in a run without masks.
+        masks: (N, H, W) uint8 planes (see `datasets.masks`), likewise; None in a run without masks.
         mask_contents: a digest of every image's masks.
     """
 
     environments: list[str]
     classes: list[str]
     ordinal: bool
-    rows: np.ndarray
+    rows: Rows | np.ndarray
     environment: np.ndarray
     labels: np.ndarray
     split: np.ndarray
@@ -55,7 +55,7 @@ class Images:
     leaks: list[str]
     contents: list[str]
     mask_classes: MaskClasses | None
-    masks: np.ndarray | None
+    masks: Rows | np.ndarray | None
     mask_contents: list[str]
 
     @property
@@ -88,11 +88,11 @@ class Images:
         return np.flatnonzero(chosen if split is None else chosen & (self.split == split))
 
     def pixels(self, rows: np.ndarray) -> Tensor:
-        """Return uint8 (B, C, H, W), copied out of the memory map."""
+        """Return uint8 (B, C, H, W)."""
         return torch.from_numpy(np.ascontiguousarray(self.rows[rows])).permute(0, 3, 1, 2)
 
     def planes(self, rows: np.ndarray) -> Tensor | None:
-        """Return the masks as planes, uint8 (B, H, W), copied out of the memory map; None in a run without masks."""
+        """Return the masks as planes, uint8 (B, H, W); None in a run without masks."""
         return None if self.masks is None else torch.from_numpy(np.ascontiguousarray(self.masks[rows]))
 
     def targets(self, rows: np.ndarray, planes: Tensor | None) -> Tensor:
@@ -181,16 +181,7 @@ def prepare(
     if subset_size is not None:
         chosen = splits.subset(samples, assigned, subset_size, trial_seed, dataset.environments)
     packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, report, mask_classes)
-    if packed.unreadable:
-        listed = [f"  {name}: {reason}" for name, reason in packed.unreadable]
-        if not skip_unreadable:
-            raise UserError(
-                f"{len(listed)} of {len(chosen)} images can't be read:\n" + "\n".join(listed) + "\n"
-                "Mend or remove these files, or pass --skip_unreadable to go on without them"
-            )
-        report(f"WARNING: {len(listed)} of {len(chosen)} images can't be read and are left out (--skip_unreadable):")
-        for line in listed:
-            report(line)
+    report_unreadable(packed.unreadable, len(chosen), skip_unreadable, report)
     kept = [samples[index] for index in packed.indices]
     split = assigned[packed.indices]
     leaks = leakage.report(leakage.find(kept, split, packed.contents, dataset.environments))
@@ -223,6 +214,26 @@ def prepare(
         name = images.names[images.labels == UNLABELLED][0]
         raise UserError(f"some images have labels and others, such as {name}, have none. Label all of them or none")
     return images
+
+
+def report_unreadable(
+    unreadable: list[tuple[str, str]], count: int, skip_unreadable: bool, report: Callable[[str], None]
+) -> None:
+    """Report which of `count` images can't be read, with the reasons.
+
+    Raises:
+        UserError: there are some, unless `skip_unreadable`.
+    """
+    listed = [f"  {name}: {reason}" for name, reason in unreadable]
+    if listed and not skip_unreadable:
+        raise UserError(
+            f"{len(listed)} of {count} images can't be read:\n" + "\n".join(listed) + "\n"
+            "Mend or remove these files, or pass --skip_unreadable to go on without them"
+        )
+    if listed:
+        report(f"WARNING: {len(listed)} of {count} images can't be read and are left out (--skip_unreadable):")
+    for line in listed:
+        report(line)
 
 
 def check_environment_names(names: list[str]) -> None:

@@ -1,8 +1,7 @@
 """Packs of small folders: what is in them, when they are found again, and what is left when things fail."""
 
 import fcntl
-import json
-import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,77 +76,110 @@ def packs(cache: Path) -> list[Path]:
     return sorted(path for path in cache.iterdir() if path.is_dir())
 
 
+def everything(pack: packed.Pack) -> np.ndarray:
+    return pack.rows[np.arange(len(pack.rows))]
+
+
+def expected(folder: Path, indices: list[int] | None = None) -> np.ndarray:
+    dataset = Folder(folder)
+    return np.stack([dataset.read(i) for i in (range(len(dataset.paths)) if indices is None else indices)])
+
+
 def test_rows_are_what_the_data_set_reads_in_the_order_asked_for(folder: Path, tmp_path: Path) -> None:
     dataset, order = Folder(folder), [5, 0, 3, 6]
     pack, _ = build(dataset, tmp_path / "deep" / "cache", order)
-    np.testing.assert_array_equal(pack.rows, np.stack([dataset.read(i) for i in order]))
-    assert pack.rows.dtype == np.uint8 and pack.rows.shape == (4, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(everything(pack), expected(folder, order))
+    assert pack.rows.shape == (4, SIZE, SIZE, 3) and pack.rows[0].dtype == np.uint8
     assert pack.indices.tolist() == order and pack.indices.dtype == np.int64
     assert pack.contents == [digest(folder / f"{i}.png") for i in order] and pack.unreadable == []
-    with pytest.raises(ValueError, match="read-only"):
-        pack.rows[0] = 0
     (path,) = packs(tmp_path / "deep" / "cache")
-    assert path.name.startswith("Folder-") and sorted(os.listdir(path)) == ["index.json", "rows.npy"]
-    np.testing.assert_array_equal(np.load(path / "rows.npy", mmap_mode="r"), pack.rows)
+    assert path.name.startswith("Folder-")
+    on_disk = np.fromfile(path / "rows.u8", np.uint8).reshape(4, SIZE, SIZE, 3)  # the layout that is documented
+    np.testing.assert_array_equal(on_disk, expected(folder, order))
 
 
-def test_a_pack_is_found_again_without_decoding(folder: Path, tmp_path: Path) -> None:
+def test_rows_are_indexed_as_an_array_is(folder: Path, tmp_path: Path) -> None:
+    rows, array = build(Folder(folder), tmp_path / "cache")[0].rows, expected(folder)
+    for wanted in (3, -1, np.int64(2), [4, 4, 0], np.array([], int), slice(2, 5), np.arange(7) % 2 == 0):
+        np.testing.assert_array_equal(rows[wanted], array[wanted])
+    for beyond in (7, [0, 7], -8):
+        with pytest.raises(IndexError):
+            rows[beyond]
+    rows[3][:] = 0  # the caller's own
+    np.testing.assert_array_equal(rows[3], array[3])
+
+
+def test_decoded_images_are_found_again(folder: Path, tmp_path: Path) -> None:
     first, _ = build(Folder(folder), tmp_path / "cache")
     dataset = Folder(folder)
     again, reports = build(dataset, tmp_path / "cache")
     assert dataset.decoded == []
-    np.testing.assert_array_equal(first.rows, again.rows)
+    np.testing.assert_array_equal(everything(first), everything(again))
     assert first.contents == again.contents and first.indices.tolist() == again.indices.tolist()
     assert len(reports) == 1 and reports[0].startswith("found 7 decoded images")
 
 
-def test_the_key_follows_files_and_settings(folder: Path, tmp_path: Path) -> None:
+def test_a_subset_the_whole_and_another_order_share_rows(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    build(Folder(folder), cache, [3, 4])
+    dataset = Folder(folder)
+    pack, reports = build(dataset, cache)
+    assert sorted(dataset.decoded) == [0, 1, 2, 5, 6] and len(packs(cache)) == 1
+    assert reports[0].startswith("found 2") and reports[1].startswith("decoded 5")
+    np.testing.assert_array_equal(everything(pack), expected(folder))
+    backwards = [6, 5, 4, 3, 2, 1, 0]
+    np.testing.assert_array_equal(everything(build(Folder(folder), cache, backwards)[0]), expected(folder, backwards))
+
+
+def test_settings_have_packs_of_their_own(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     build(Folder(folder), cache)
-    assert len(packs(cache)) == 1
-    for count, other in enumerate(
-        [Folder(folder, ("gray_ntsc",)), Folder(folder, ("clahe",)), Folder(folder, image_size=SIZE + 1)], start=2
-    ):
+    others: list[Folder] = [
+        Folder(folder, ("gray_ntsc",)), Folder(folder, ("clahe",)), Folder(folder, image_size=SIZE + 1)
+    ]  # fmt: skip
+    others += [type(name, (Folder,), {"version": version})(folder) for name, version in (("Other", 1), ("Other", 2))]
+    for count, other in enumerate(others, start=2):
         build(other, cache)
-        assert len(packs(cache)) == count
-    build(Folder(folder), cache, [1, 0])
-    build(Folder(folder), cache, [0, 1])
-    assert len(packs(cache)) == 6
+        assert len(packs(cache)) == count and len(other.decoded) == 7
 
-    for name, version in (("Other", 1), ("Other", 2)):
-        build(type(name, (Folder,), {"version": version})(folder), cache)
-    assert len(packs(cache)) == 8
+
+def test_a_file_that_changed_is_decoded_again_and_no_other(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    build(Folder(folder), cache)
     Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "4.png")
-    pack, _ = build(Folder(folder), cache)
-    assert len(packs(cache)) == 9
-    assert (pack.rows[4] == [1, 2, 3]).all()
-
-
-def test_a_pack_is_found_under_other_indices(folder: Path, tmp_path: Path) -> None:
-    build(Folder(folder), tmp_path / "cache", [3, 4])
-    (folder / "0.png").unlink()
     dataset = Folder(folder)
-    pack, _ = build(dataset, tmp_path / "cache", [2, 3])
-    assert dataset.decoded == [] and pack.indices.tolist() == [2, 3]
+    pack, _ = build(dataset, cache)
+    assert dataset.decoded == [4] and len(packs(cache)) == 1
+    assert (pack.rows[4] == [1, 2, 3]).all()
+    np.testing.assert_array_equal(everything(pack), expected(folder))
 
 
-def test_unreadable_images_are_left_out_named_and_not_tried_again(folder: Path, tmp_path: Path) -> None:
+def test_images_that_are_the_same_are_decoded_once(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "1.png", folder / "9.png")
+    dataset = Folder(folder)
+    pack, _ = build(dataset, tmp_path / "cache")
+    assert len(dataset.decoded) == 7 and len(pack.rows) == 8
+    np.testing.assert_array_equal(pack.rows[7], pack.rows[1])
+
+
+def test_unreadable_images_are_left_out_and_named(folder: Path, tmp_path: Path) -> None:
     whole = (folder / "2.png").read_bytes()
     (folder / "2.png").write_bytes(whole[: len(whole) // 2])
     (folder / "4.png").unlink()
     (folder / "4.png").symlink_to("nowhere")
-    dataset = Folder(folder)
-    pack, reports = build(dataset, tmp_path / "cache")
-    assert pack.indices.tolist() == [0, 1, 3, 5, 6]
-    np.testing.assert_array_equal(pack.rows, np.stack([dataset.read(i) for i in pack.indices]))
-    expected = [("2.png", "damaged: image file is truncated"), ("4.png", "a link to a file that does not exist")]
-    assert pack.unreadable == expected
-    assert "left out 2" in reports[0]
-    again = Folder(folder)
-    assert build(again, tmp_path / "cache")[0].unreadable == expected and again.decoded == []
+    shutil.copy(folder / "2.png", folder / "8.png")
+    for count in (5, 0):  # what can't be read may be readable by another version of the decoder: it is tried again
+        dataset = Folder(folder)
+        pack, reports = build(dataset, tmp_path / "cache")
+        assert pack.indices.tolist() == [0, 1, 3, 5, 6] and dataset.decoded.count(2) == 1
+        np.testing.assert_array_equal(everything(pack), expected(folder, [0, 1, 3, 5, 6]))
+        reason = "damaged: image file is truncated"
+        assert pack.unreadable == [
+            ("2.png", reason), ("4.png", "a link to a file that does not exist"), ("8.png", reason)
+        ]  # fmt: skip
+        assert f"decoded {count} images" in reports[-1] and "left out 1" in reports[-1]
     (folder / "2.png").write_bytes(whole)
-    mended = Folder(folder)
-    assert build(mended, tmp_path / "cache")[0].indices.tolist() == [0, 1, 2, 3, 5, 6]
+    assert build(Folder(folder), tmp_path / "cache")[0].indices.tolist() == [0, 1, 2, 3, 5, 6]
 
 
 @pytest.mark.parametrize("text", ["not an image", None])
@@ -160,97 +193,167 @@ def test_nothing_readable_gives_no_rows(folder: Path, tmp_path: Path, text: str 
     assert build(Folder(folder), tmp_path / "cache", [])[0].unreadable == []
 
 
-def _shorten(path: Path) -> None:
-    with open(path / "rows.npy", "r+b") as file:
-        file.truncate(packed._HEADER_BYTES + 10)
+ROW, RECORD = SIZE * SIZE * 3, packed._RECORD.itemsize
 
 
-def _lengthen(path: Path) -> None:
-    with open(path / "rows.npy", "ab") as file:
-        file.write(b"x")
+def _cut(name: str, size: int):
+    def spoil(path: Path) -> None:
+        with open(path / name, "r+b") as file:
+            file.truncate(size)
+
+    return spoil
 
 
-def _other_header(path: Path) -> None:
-    rows = np.load(path / "rows.npy")
-    np.save(path / "rows.npy", rows.reshape(7, SIZE * SIZE, 3, 1))
+def _flip(name: str, at: int):
+    def spoil(path: Path) -> None:
+        with open(path / name, "r+b") as file:
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 1]))
 
-
-def _edit(**changes: object):
-    def edit(path: Path) -> None:
-        index = json.loads((path / "index.json").read_text())
-        (path / "index.json").write_text(json.dumps(index | changes))
-
-    return edit
+    return spoil
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "again"),
     [
-        _shorten,
-        _lengthen,
-        _other_header,
-        _edit(key="0"),
-        _edit(positions=[0, 1, 2, 3, 4, 5, 5]),
-        _edit(positions=None),
-        lambda path: (path / "index.json").write_text("{"),
-        lambda path: (path / "index.json").write_text("[]"),
-        lambda path: (path / "index.json").unlink(),
-        lambda path: (path / "rows.npy").unlink(),
-        lambda path: (path / "rows.npy").write_bytes(b"\0" * (path / "rows.npy").stat().st_size),
+        (_cut("rows.u8", 5 * ROW), [5, 6]),
+        (_cut("rows.u8", 5 * ROW + 1), [5, 6]),
+        (lambda path: (path / "rows.u8").unlink(), [0, 1, 2, 3, 4, 5, 6]),
+        (_cut("index", 3 * RECORD), [3, 4, 5, 6]),
+        (_cut("index", 3 * RECORD - 1), [2, 3, 4, 5, 6]),
+        (lambda path: (path / "index").unlink(), [0, 1, 2, 3, 4, 5, 6]),
+        (_flip("index", 4 * RECORD + 2), [4]),
+        (_flip("index", 4 * RECORD + 12), [4]),
+        (lambda path: (path / "about.json").write_text("{"), []),
+        (lambda path: (path / "about.json").unlink(), []),
+        (lambda path: _append(path / "rows.u8", b"x" * 500), []),
     ],
 )
-def test_a_damaged_pack_is_reported_and_built_again(folder: Path, tmp_path: Path, spoil) -> None:
+def test_what_a_damaged_pack_has_lost_is_decoded_again(
+    folder: Path, tmp_path: Path, spoil: Callable[[Path], None], again: list[int]
+) -> None:
     cache = tmp_path / "cache"
-    expected = np.array(build(Folder(folder), cache)[0].rows)
+    build(Folder(folder), cache, None)
     (path,) = packs(cache)
     spoil(path)
-    pack, reports = build(Folder(folder), cache)
-    np.testing.assert_array_equal(pack.rows, expected)
-    assert f"{path} is damaged" in reports[0] and "building it again" in reports[0]
-    assert packs(cache) == [path]
+    for decoded in (again, []):
+        dataset = Folder(folder)
+        pack, reports = build(dataset, cache)
+        assert sorted(dataset.decoded) == decoded
+        np.testing.assert_array_equal(everything(pack), expected(folder))
+    assert reports == [f"found 7 decoded images in {path}"]
+
+
+def _append(path: Path, data: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(data)
+
+
+def test_a_pack_that_was_cut_short_is_reported(folder: Path, tmp_path: Path) -> None:
+    build(Folder(folder), tmp_path / "cache")
+    (path,) = packs(tmp_path / "cache")
+    _cut("rows.u8", 5 * ROW)(path)
+    _, reports = build(Folder(folder), tmp_path / "cache")
+    assert reports[0] == f"{path} is damaged: 2 images are not there whole. Decoding them again"
+
+
+@pytest.mark.parametrize(
+    "spoil", [_flip("rows.u8", 4 * ROW + 7), _flip("index", 4 * RECORD + 17)], ids=["pixel", "checksum"]
+)
+def test_a_flipped_bit_is_noticed_when_the_row_is_read(
+    folder: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    cache = tmp_path / "cache"
+    build(Folder(folder), cache)
+    (path,) = packs(cache)
+    spoil(path)
+    dataset = Folder(folder)
+    pack, reports = build(dataset, cache)
+    assert dataset.decoded == []
+    for _ in range(2):
+        np.testing.assert_array_equal(everything(pack), expected(folder))
+    assert dataset.decoded == [4, 4]
+    assert len(reports) == 2 and "decoded copy of 4.png" in reports[1] and "is damaged" in reports[1]
+    dataset = Folder(folder)
+    np.testing.assert_array_equal(everything(build(dataset, cache)[0]), expected(folder))
+    assert dataset.decoded == [4], "the next run decodes it once and for all"
+
+
+def test_a_pack_that_is_cut_short_or_deleted_under_a_run_does_no_harm(folder: Path, tmp_path: Path) -> None:
+    pack, reports = build(Folder(folder), tmp_path / "cache")
+    (path,) = packs(tmp_path / "cache")
+    _cut("rows.u8", 2 * ROW)(path)
+    np.testing.assert_array_equal(everything(pack), expected(folder))
+    assert len(reports) == 1 + 5
+    pack, reports = build(Folder(folder), tmp_path / "cache")
+    packed.Store.all(tmp_path / "cache")[0].clear()
+    assert packs(tmp_path / "cache") == []
+    np.testing.assert_array_equal(everything(pack), expected(folder))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_build_leaves_no_pack(folder: Path, tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_interrupted_build_keeps_what_it_has(folder: Path, tmp_path: Path, error: type[BaseException]) -> None:
     dataset, cache = Folder(folder), tmp_path / "cache"
     dataset.read = lambda index: _raise(error) if index == 5 else Folder.read(dataset, index)  # type: ignore
     with pytest.raises(error):
         build(dataset, cache)
-    assert packs(cache) == []
-    assert len(build(Folder(folder), cache)[0].rows) == 7
+    dataset = Folder(folder)
+    pack, reports = build(dataset, cache)
+    assert sorted(dataset.decoded) == [5, 6] and reports[0].startswith("found 5")
+    np.testing.assert_array_equal(everything(pack), expected(folder))
 
 
 def _raise(error: type[BaseException]) -> np.ndarray:
     raise error("stop")
 
 
-def test_a_killed_build_leaves_no_pack_and_does_not_block_the_next(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["read", "append", "commit"])
+def test_a_killed_build_loses_little_and_does_not_block_the_next(folder: Path, tmp_path: Path, stage: str) -> None:
     cache = tmp_path / "cache"
     code = f"""
 import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 import test_packed as t
+from domainbed.datasets import packed
+packed._COMMIT_BYTES = 2 * (t.ROW + t.RECORD)
 dataset = t.Folder(Path({str(folder)!r}))
-dataset.read = lambda index: print("in", flush=True) or time.sleep(60) if index == 5 else t.Folder.read(dataset, index)
+done = [0]
+def stop(*args):
+    print("in", flush=True)
+    time.sleep(60)
+def counted(function, count):
+    def call(*args):
+        done[0] += 1
+        return stop() if done[0] > count else function(*args)
+    return call
+if {stage!r} == "read":
+    dataset.read = lambda index: stop() if index == 5 else t.Folder.read(dataset, index)
+elif {stage!r} == "append":
+    packed._Writer.append = counted(packed._Writer.append, 5)
+else:  # the bytes of rows 4 and 5 are on the disk, their records are not
+    packed._flush = counted(packed._flush, 5)
 t.build(dataset, Path({str(cache)!r}))
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "in\n"
-        reports: list[str] = []
-        waiting = threading.Thread(target=lambda: packed.pack(Folder(folder), range(7), cache, 1, reports.append))
+        dataset, reports = Folder(folder), []
+        waiting = threading.Thread(target=lambda: packed.pack(dataset, range(7), cache, 1, reports.append))
         waiting.start()
         try:
             assert wait_for(reports).startswith("waiting for another process")
-            assert all(path.name.endswith(".part") for path in packs(cache))
         finally:
             process.send_signal(signal.SIGKILL)
         waiting.join(10)
-    assert len(reports) == 2 and reports[1].startswith("decoded 7")
-    (path,) = packs(cache)
-    assert not path.name.endswith(".part")
+    assert sorted(dataset.decoded) == [4, 5, 6]
+    assert reports[1].startswith("found 4") and reports[2].startswith("decoded 3")
+    again = Folder(folder)
+    np.testing.assert_array_equal(everything(build(again, cache)[0]), expected(folder))
+    assert again.decoded == []
 
 
-def test_who_waited_takes_what_the_other_built(folder: Path, tmp_path: Path) -> None:
+def test_who_waited_takes_what_the_other_decoded(folder: Path, tmp_path: Path) -> None:
     cache, dataset, reports = tmp_path / "cache", Folder(folder), []
     build(dataset, cache)
     (path,) = packs(cache)
@@ -266,13 +369,61 @@ def test_who_waited_takes_what_the_other_built(folder: Path, tmp_path: Path) -> 
     assert dataset.decoded == [] and reports[1].startswith("found 7")
 
 
-def test_too_little_room_is_said_before_decoding(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_images_are_decoded_when_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    build(Folder(folder), cache, [2])
+    (folder / "4.png").write_bytes(b"not an image")
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 3_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     dataset = Folder(folder)
-    with pytest.raises(UserError, match=r"7 decoded images of 6 x 6 x 3 need 67 MB, .* 3 MB free.*cache_dir=<folder>"):
-        build(dataset, tmp_path / "cache")
-    assert dataset.decoded == []
+    pack, reports = build(dataset, cache)
+    assert reports[0].startswith("found 1") and len(reports) == 2
+    assert re.match(r"WARNING: 6 decoded images need 67 MB, but .* has 3 MB free: .*cache_dir=<folder>", reports[1])
+    assert [name for name, _ in pack.unreadable] == ["4.png"], "known before training begins"
+    dataset.decoded.clear()
+    kept = [0, 1, 2, 3, 5, 6]
+    np.testing.assert_array_equal(everything(pack), expected(folder, kept))
+    assert sorted(dataset.decoded) == [0, 1, 3, 5, 6], "what was there is read"
+    assert len(packed.Store.all(cache)[0].records()) == 1
+
+    Image.new("RGB", (8, 8)).save(folder / "0.png")
+    with pytest.raises(UserError, match=r"0.png has changed since the run began.*--resume"):
+        pack.rows[0]
+    (folder / "1.png").unlink()
+    with pytest.raises(UserError, match=r"1.png could be read when the run began.*no such file.*--resume"):
+        pack.rows[[2, 1]]
+
+
+def test_a_file_that_goes_or_changes_during_a_run_does_no_harm(folder: Path, tmp_path: Path) -> None:
+    before = expected(folder)
+    pack, _ = build(Folder(folder), tmp_path / "cache")
+    (folder / "1.png").unlink()
+    Image.new("RGB", (8, 8)).save(folder / "0.png")
+    np.testing.assert_array_equal(everything(pack), before)
+
+
+def test_a_disk_that_is_full_keeps_what_was_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, append = tmp_path / "cache", packed._Writer.append
+    written: list[int] = []
+
+    def until_full(self: packed._Writer, key: np.ndarray, arrays: list[np.ndarray]) -> None:
+        if len(written) == 3:
+            self.files[0].write(b"half of a row")
+            raise OSError(28, "No space left on device")
+        written.append(0)
+        append(self, key, arrays)
+
+    monkeypatch.setattr(packed._Writer, "append", until_full)
+    with pytest.raises(UserError, match="No space left on device.*so far is kept.*cache_dir=<folder>"):
+        build(Folder(folder), cache)
+    monkeypatch.undo()
+    dataset = Folder(folder)
+    np.testing.assert_array_equal(everything(build(dataset, cache)[0]), expected(folder))
+    assert len(dataset.decoded) == 4
 
 
 def test_an_unwritable_cache_is_a_user_error(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,17 +431,33 @@ def test_an_unwritable_cache_is_a_user_error(folder: Path, tmp_path: Path, monke
     for cache in (tmp_path / "file", tmp_path / "file" / "cache"):
         with pytest.raises(UserError, match="can't write decoded images to .*cache_dir=<folder>"):
             build(Folder(folder), cache)
-    full = OSError(28, "No space left on device")
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(full))
-    with pytest.raises(UserError, match="No space left on device.*cache_dir=<folder>"):
-        build(Folder(folder), tmp_path / "cache")
-    assert packs(tmp_path / "cache") == []
 
 
 def test_a_readonly_cache_still_serves_its_packs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(Folder(folder), tmp_path / "cache")
-    monkeypatch.setattr(packed._Store, "locked", lambda self, report: pytest.fail("wanted to write"))
+    monkeypatch.setattr(packed.Store, "locked", lambda self, report: pytest.fail("wanted to write"))
     assert len(build(Folder(folder), tmp_path / "cache")[0].rows) == 7
+
+
+def test_check_finds_what_is_damaged(folder: Path, tmp_path: Path) -> None:
+    build(Folder(folder), tmp_path / "cache")
+    (store,) = packed.Store.all(tmp_path / "cache")
+    assert store.check(2) == (7, 0)
+    _flip("rows.u8", 4 * ROW + 7)(store.folder)
+    _flip("rows.u8", 6 * ROW)(store.folder)
+    assert store.check(2) == (5, 2)
+    assert store.check(2) == (5, 0), "they are marked, and made again by the next run"
+    dataset = Folder(folder)
+    build(dataset, tmp_path / "cache")
+    assert sorted(dataset.decoded) == [4, 6] and store.check(1) == (7, 0)
+
+
+def test_what_is_being_added_to_is_not_cleared(folder: Path, tmp_path: Path) -> None:
+    build(Folder(folder), tmp_path / "cache")
+    (store,) = packed.Store.all(tmp_path / "cache")
+    with store.locked(pytest.fail), pytest.raises(UserError, match="another process is decoding"):
+        store.clear()
+    assert len(store.records()) == 7
 
 
 def test_a_wrong_shape_is_a_bug_of_the_data_set(folder: Path, tmp_path: Path) -> None:
@@ -318,4 +485,4 @@ def test_real_photographs_are_packed(real_data: Path, tmp_path: Path) -> None:
 
     pack, _ = build(Photographs(real_data / "DR"), tmp_path / "cache")
     assert pack.rows.shape == (15, 64, 64, 3) and pack.unreadable == []
-    assert (pack.rows[:, 32, 32].max(axis=1) > 30).all(), "a retina is in the middle of each"
+    assert (everything(pack)[:, 32, 32].max(axis=1) > 30).all(), "a retina is in the middle of each"

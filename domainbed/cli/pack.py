@@ -1,0 +1,123 @@
+"""`python -m domainbed pack`: decode a data set ahead of its runs; check or delete what was decoded."""
+
+import json
+import sys
+from typing import Any
+
+from domainbed.cli.configuration import configure, read_arguments
+from domainbed.errors import UserError
+
+USAGE = """\
+usage: python -m domainbed pack [FILE.yaml …] [key=value …] [--key value …] [--check | --clear] [--json]
+
+Decode and preprocess the images that a run with these settings reads, as the run itself would do first. It can be
+stopped at any moment and goes on where it was; a file that has changed is decoded again, and no other.
+
+  --check   read everything that is kept and compare checksums; what is damaged is decoded again by the next run
+  --clear   delete it
+  --json    print one JSON object instead of text
+
+With --check and --clear, --data_dir or --dataset choose one data set; without them it is all that --cache_dir keeps.
+
+examples:
+  python -m domainbed pack --data_dir DR2/ image_size=224
+  python -m domainbed pack configs/unet_disc.yaml --data_dir IDRiD/
+  python -m domainbed pack --check
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Do as the command line says; return the exit status: 1 where something damaged was found."""
+    if "-h" in argv or "--help" in argv:
+        print(USAGE.rstrip())
+        return 0
+    check, clear, as_json = ("--check" in argv, "--clear" in argv, "--json" in argv)
+    arguments = read_arguments([word for word in argv if word not in ("--check", "--clear", "--json")])
+    if arguments.name:
+        raise UserError(
+            f"pack makes no run, so it takes no name, but {arguments.name!r} is given. Write settings as key=value, "
+            "and the folder of the images as --data_dir <folder>"
+        )
+    if check and clear:
+        raise UserError("--check and --clear exclude each other. Leave one out")
+    configuration = configure("train_all", arguments)
+    settings = configuration.settings
+
+    from domainbed.datasets.packed import Store, pack
+    from domainbed.datasets.prepare import default_cache_dir, default_num_workers, report_unreadable
+
+    cache_dir = settings.cache_dir or default_cache_dir()
+    num_workers = settings.num_workers or default_num_workers()
+    if (check or clear) and not arguments.values.keys() & {"data_dir", "dataset"} and not arguments.files:
+        stores = Store.all(cache_dir)
+        return inspect(stores, clear, num_workers, as_json, str(cache_dir))
+
+    dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
+    classes = dataset.chosen_masks() if configuration.algorithm.needs_masks else None
+    store = Store.of(dataset, classes, cache_dir)
+    if check or clear:
+        return inspect([store] if store.folder.is_dir() else [], clear, num_workers, as_json, str(store.folder))
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    count = len(dataset.samples)
+    packed = pack(dataset, range(count), cache_dir, num_workers, say, classes)
+    report_unreadable(packed.unreadable, count, settings.skip_unreadable, say)
+    print(json.dumps(described(store)) if as_json else line_of(described(store)))
+    return 0
+
+
+def inspect(stores: list[Any], clear: bool, num_workers: int, as_json: bool, where: str) -> int:
+    """Check or delete some stores and say what there was; return the exit status."""
+    found = []
+    for store in stores:
+        one = described(store)
+        if clear:
+            store.clear()
+        else:
+            one["images"], one["damaged"] = store.check(num_workers)
+        found.append(one)
+    done = "deleted" if clear else "checked"
+    if as_json:
+        print(json.dumps({done: found}, indent=1))
+    elif found:
+        print("\n".join(line_of(one) for one in found))
+        print(f"{done}: {line_of({'bytes': sum(one['bytes'] for one in found)})}")
+    else:
+        print(f"no decoded images in {where}")
+    damaged = sum(one.get("damaged", 0) for one in found)
+    if damaged and not as_json:
+        print(f"{damaged} images are damaged: the next run decodes them again. Several mean that the disk is failing")
+    return 1 if damaged else 0
+
+
+def described(store: Any) -> dict[str, Any]:
+    """What there is to say of a store, for programs."""
+    return {
+        "folder": str(store.folder),
+        "data_set": store.about["data set"][0],
+        "image_size": store.about["image_size"],
+        "preprocess": store.about["preprocess"][:-1],
+        "images": len(store.records()),
+        "bytes": store.num_bytes,
+    }
+
+
+def line_of(found: dict[str, Any]) -> str:
+    """What `described` returned, or a part of it, for people."""
+    from domainbed.datasets.packed import size_text
+
+    texts = {
+        "folder": "{}:",
+        "images": "{} images,",
+        "damaged": "{} damaged,",
+        "image_size": "{} px,",
+        "preprocess": "{},",
+    }
+    words = [
+        text.format(", ".join(value) if isinstance(value := found[key], list) else value)
+        for key, text in texts.items()
+        if key in found
+    ]
+    return " ".join([*words, size_text(found["bytes"])])

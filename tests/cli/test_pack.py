@@ -1,0 +1,84 @@
+"""`python -m domainbed pack`: what it leaves, prints, finds and deletes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from domainbed import cli
+from domainbed.datasets.packed import Store
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DOMAINBED_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def pack(*words: object) -> int:
+    return cli.main(["pack", *map(str, words)])
+
+
+def test_a_run_finds_what_was_packed_before(train, photographs: Path, cache: Path, capfd) -> None:
+    assert pack("--data_dir", photographs, "image_size=16") == 0
+    out = capfd.readouterr().out
+    (store,) = Store.all(cache)
+    count = len(list(photographs.rglob("*.png")))
+    assert len(store.records()) == count and f"decoded {count} images" in out
+    assert f"{store.folder}: {count} images, 16 px, crop_retina, resize, " in out
+    status, out, _ = train("after", "--data_dir", photographs, "--debug", "batch_size=2", "--cache_dir", cache)
+    assert status == 0 and f"found {count} decoded images" in out
+    assert len(Store.all(cache)) == 1
+
+
+def test_check_and_clear(photographs: Path, cache: Path, capfd) -> None:
+    for size in (16, 24):
+        assert pack("--data_dir", photographs, f"image_size={size}") == 0
+    small, large = sorted(Store.all(cache), key=lambda store: store.about["image_size"])
+    capfd.readouterr()
+    assert pack("--check", "--json") == 0
+    found = json.loads(capfd.readouterr().out)["checked"]
+    count = len(small.records())
+    assert [(one["images"], one["damaged"]) for one in found] == 2 * [(count, 0)]
+    assert sum(one["bytes"] for one in found) == sum(
+        path.stat().st_size for path in cache.glob("*/*") if path.is_file()
+    )
+
+    with open(small.folder / "rows.u8", "r+b") as rows:
+        before = rows.read(4)
+        rows.seek(0)
+        rows.write(bytes(byte ^ 255 for byte in before))
+    assert pack("--check") == 1
+    out = capfd.readouterr().out
+    assert f"{count - 1} images, 1 damaged, 16 px" in out and f"{count} images, 0 damaged, 24 px" in out
+    assert "the next run decodes them again" in out
+
+    assert pack("--clear", "--data_dir", photographs, "image_size=24") == 0
+    assert not large.folder.exists() and small.folder.exists()
+    assert pack("--clear") == 0
+    assert Store.all(cache) == [] and "deleted" in capfd.readouterr().out
+    assert pack("--check") == 0 and "no decoded images in" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["DR2/"], "takes no name, but 'DR2/' is given"),
+        (["--check", "--clear"], "exclude each other"),
+        (["--data_dir", "nowhere"], "nowhere"),
+        (["image_sise=3"], "image_size"),
+    ],
+)
+def test_mistakes_are_one_message(words: list[str], message: str, cache: Path, capfd) -> None:
+    assert pack(*words) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: ") and message in err and "Traceback" not in err
+
+
+def test_images_that_cant_be_read_are_named(photographs: Path, cache: Path, capfd) -> None:
+    victim = sorted(photographs.rglob("*.png"))[0]
+    victim.write_bytes(b"no image")
+    assert pack("--data_dir", photographs) == 2
+    assert victim.name in capfd.readouterr().err
+    assert pack("--data_dir", photographs, "--skip_unreadable") == 0
+    assert victim.name in capfd.readouterr().out
