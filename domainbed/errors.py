@@ -10,7 +10,12 @@ class UserError(Exception):
     """A mistake in a path, a key, a value or an image: what is wrong, what was found, what to do.
 
     The command line prints the message alone and exits with status 2.
+
+    Attributes:
+        said: whether another process of the same run says it already.
     """
+
+    said = False
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

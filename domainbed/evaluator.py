@@ -51,6 +51,26 @@ class Outputs:
     masks: metrics.MaskCounts | None = None
 
 
+@dataclass
+class _Answers:
+    """What an algorithm answered for one batch, where it was computed."""
+
+    labels: Tensor
+    losses: dict[str, Tensor]
+    per_image: dict[str, Tensor]
+    probabilities: Tensor | None
+    masks: metrics.MaskCounts | None
+
+    def cpu(self) -> "_Answers":
+        return _Answers(
+            self.labels.cpu(),
+            {name: value.cpu() for name, value in self.losses.items()},
+            {name: values.cpu() for name, values in self.per_image.items()},
+            None if self.probabilities is None else self.probabilities.cpu(),
+            None if self.masks is None else metrics.MaskCounts.joined([self.masks]),
+        )
+
+
 def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: Sequence[Hashable]) -> Outputs:
     """Run an algorithm over images.
 
@@ -64,51 +84,71 @@ def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: S
     Raises:
         ValueError: there is no image, or not one group for each.
     """
+    with computed_once(algorithm):
+        return _joined([_answer(algorithm, x, y) for x, y in batches], groups, needs_label(algorithm))
+
+
+def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_size: int) -> Outputs:
+    """`evaluate` on some rows of `datasets.prepare.Images`, in the engine's precision, with noise of its own.
+
+    Each of several processes takes every so many-th batch; all get the whole, in the order of the rows.
+    """
+    own: list[tuple[int, _Answers]] = []
+    with engine.evaluation(algorithm, NOISE_SEED), computed_once(algorithm):
+        starts = range(0, len(rows), batch_size)
+        for number in range(engine.process, len(starts), engine.num_processes):
+            torch.manual_seed(NOISE_SEED + number)
+            chosen = rows[starts[number] : starts[number] + batch_size]
+            ((x, y),) = in_order(images, chosen, batch_size)
+            own.append((number, _answer(algorithm, engine.to_device(x), y.to(engine.device))))
+        if engine.num_processes > 1:
+            own = engine.gathered([(number, answers.cpu()) for number, answers in own])
+    in_turn = [answers for _, answers in sorted(own, key=lambda one: one[0])]
+    return _joined(in_turn, images.groups[rows].tolist(), needs_label(algorithm))
+
+
+def _answer(algorithm: Any, x: Tensor, y: Tensor) -> _Answers:
+    """Return what an algorithm answers for one batch."""
     predict, reconstruct, segment, baselines = (
         getattr(algorithm, name, None) for name in ("predict", "reconstruct", "segment", "baselines")
     )
-    with_label = needs_label(algorithm)
-    labels: list[Tensor] = []
-    probabilities: list[Tensor] = []
-    per_image: list[dict[str, Tensor]] = []
-    losses: list[dict[str, Tensor]] = []
-    masks: list[metrics.MaskCounts] = []
-    with computed_once(algorithm):
-        for x, y in batches:
-            is_mask = y.ndim > 1
-            labels.append(torch.full((len(y),), -1) if is_mask else y)
-            losses.append({name: value.detach().float() for name, value in algorithm.losses([(x, y)]).items()})
-            if segment is not None and is_mask:
-                masks.append(metrics.count_pixels(segment(x), y))
-            if predict is not None and not is_mask:
-                probabilities.append(predict(x).float().softmax(1))  # (B, K)
-            figures_of_images: dict[str, Tensor] = {}
-            if reconstruct is not None:
-                figures_of_images |= metrics.reconstruction(reconstruct_with(algorithm, x, y), x)
-            if baselines is not None and not is_mask:
-                figures_of_images |= metrics.beside(probabilities[-1], baselines(x), y)
-            per_image.append(figures_of_images)
-    sizes = [len(y) for y in labels]
+    is_mask = y.ndim > 1
+    losses = {name: value.detach().float() for name, value in algorithm.losses([(x, y)]).items()}
+    masks = metrics.count_pixels(segment(x), y) if segment is not None and is_mask else None
+    probabilities = predict(x).float().softmax(1) if predict is not None and not is_mask else None  # (B, K)
+    per_image: dict[str, Tensor] = {}
+    if reconstruct is not None:
+        per_image |= metrics.reconstruction(reconstruct_with(algorithm, x, y), x)
+    if baselines is not None and probabilities is not None:
+        per_image |= metrics.beside(probabilities, baselines(x), y)
+    return _Answers(torch.full((len(y),), -1) if is_mask else y, losses, per_image, probabilities, masks)
+
+
+def _joined(batches: list[_Answers], groups: Sequence[Hashable], with_label: bool) -> Outputs:
+    """Return the answers of several batches, in their order, as one.
+
+    Raises:
+        ValueError: there is no image, or not one group for each.
+    """
+    sizes = [len(one.labels) for one in batches]
     if not sum(sizes) or sum(sizes) != len(groups):
         raise ValueError(f"{sum(sizes)} images came with {len(groups)} groups: one group for each image, at least one")
+    first = batches[0]
+    probabilities = [one.probabilities for one in batches if one.probabilities is not None]
+    masks = [one.masks for one in batches if one.masks is not None]
+
     return Outputs(
-        labels=torch.cat(labels).cpu(),
+        labels=torch.cat([one.labels for one in batches]).cpu(),
         groups=groups,
         probabilities=torch.cat(probabilities).cpu() if probabilities else None,
-        per_image={name: torch.cat([one[name] for one in per_image]).cpu() for name in (per_image or [{}])[0]},
+        per_image={name: torch.cat([one.per_image[name] for one in batches]).cpu() for name in first.per_image},
         losses={
-            "total_loss" if name == "loss" else name: _mean([one[name] for one in losses], sizes) for name in losses[0]
+            "total_loss" if name == "loss" else name: _mean([one.losses[name] for one in batches], sizes)
+            for name in first.losses
         },
         needs_label=with_label,
         masks=metrics.MaskCounts.joined(masks) if masks else None,
     )
-
-
-def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_size: int) -> Outputs:
-    """`evaluate` on some rows of `datasets.prepare.Images`, in the engine's precision, with noise of its own."""
-    batches = ((engine.to_device(x), y.to(engine.device)) for x, y in in_order(images, rows, batch_size))
-    with engine.evaluation(algorithm, NOISE_SEED):
-        return evaluate(algorithm, batches, images.groups[rows].tolist())
 
 
 def majority_mask(images: Any, rows: Any, plane: int, batch_size: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from domainbed.errors import UserError, did_you_mean
 
 __all__ = [
-    "Field", "Fraction", "HParams", "Layer", "Names", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat",
+    "Decay", "Field", "Fraction", "HParams", "Layer", "Names", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat",
     "PositiveInt", "Resolved", "StepCount", "names_in", "read_yaml", "resolve",
 ]  # fmt: skip
 
@@ -47,6 +47,7 @@ PositiveFloat = Annotated[float, _NUMBER, Field(gt=0, allow_inf_nan=False), Kind
 NonNegativeFloat = Annotated[
     float, _NUMBER, Field(ge=0, allow_inf_nan=False), Kind("a number of 0 or more, such as 1e-4")
 ]
+Decay = Annotated[float, _NUMBER, Field(ge=0, lt=1), Kind("a number from 0 to less than 1, such as 0.999")]
 Fraction = Annotated[float, _NUMBER, Field(gt=0, lt=1), Kind("a fraction between 0 and 1, such as 0.2")]
 
 

@@ -183,6 +183,19 @@ class Board:
             self._writer.close()
 
 
+class Nowhere:
+    """`Records` and `Board` of a process that writes nothing, because the main one does."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *arguments, **options: None
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return no records."""
+        return []
+
+
 def finite(value: Any) -> Any:
     """Return plain data with None in the place of every number that is not finite."""
     if isinstance(value, dict):

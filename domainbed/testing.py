@@ -37,6 +37,7 @@ from domainbed.algorithms.base import (
     reconstruct_with,
 )
 from domainbed.engine import Engine
+from domainbed.errors import UserError
 from domainbed.objectives.segmentation import IGNORE_INDEX
 from domainbed.registry import ALGORITHMS
 
@@ -213,7 +214,7 @@ def check_resume_is_exact(cls: type[Algorithm], **hparams: Any) -> None:
     second = cls(SHAPES[0], NUM_CLASSES, NUM_DOMAINS, first.hparams)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     engines[2].prepare(second)
-    engines[2].load_optimizer_state(copy.deepcopy(engines[1].optimizer_state()))
+    engines[2].load_state(copy.deepcopy(engines[1].state()))
     _train(second, 1, 3)
     differing = [
         key for key, value in straight.state_dict().items() if not torch.equal(value, second.state_dict()[key])
@@ -222,6 +223,41 @@ def check_resume_is_exact(cls: type[Algorithm], **hparams: Any) -> None:
         f"after a resume these differ from an uninterrupted run: {differing}. Whatever changes during training must be "
         "a parameter or a buffer, or live in an optimiser"
     )
+
+
+def check_parts_make_the_same_step(cls: type[Algorithm], **hparams: Any) -> None:
+    """A batch that is computed in two pieces takes the step that it takes whole; BatchNorm is frozen for that."""
+    whole, pieces = build(cls, **hparams), build(cls, **hparams)
+    engines = [Engine("cpu", "float32", accumulate=accumulate) for accumulate in (1, 2)]
+    engines[0].prepare(whole)
+    try:
+        engines[1].prepare(pieces)
+    except UserError:  # it says itself that it can't be
+        assert whole.batch_coupled or len(whole.optimizers()) > 1, "refused without a reason"
+        return
+    found = []
+    for algorithm in (whole, pieces):
+        for module in algorithm.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        torch.manual_seed(1000)
+        losses = algorithm.update(minibatches(algorithm=algorithm))
+        gradients = [one.grad.flatten() for one in algorithm.parameters() if one.grad is not None]
+        found.append((losses, torch.cat(gradients)))
+    (losses, gradient), (losses_of_pieces, gradient_of_pieces) = found
+    for key, value in losses.items():
+        assert torch.allclose(value.float(), losses_of_pieces[key], rtol=1e-3, atol=1e-5), (
+            f"losses()[{key!r}] is {value.item():.6g} for a whole batch, but {losses_of_pieces[key].item():.6g} in two "
+            "pieces. Draw noise by `objectives.rows`, take means over images alone, or let `batch_coupled` return True"
+        )
+    difference = (gradient - gradient_of_pieces).norm() / gradient.norm().clamp(min=1e-12)
+    assert difference < 1e-3, f"the gradient in two pieces differs by {difference:.2g} of its norm from that in one"
+    for key, value in whole.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        other = pieces.state_dict()[key]
+        scale = (value - other).abs().max() / value.abs().max().clamp(min=1e-3)
+        assert scale < 1e-2, f"{key} differs after a step in two pieces; collect what `after_step` needs with `rows`"
 
 
 def check_save_and_load(cls: type[Algorithm], **hparams: Any) -> None:
@@ -267,6 +303,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     check_every_parameter_learns,
     check_overfits_one_batch,
     check_batch_size_does_not_matter,
+    check_parts_make_the_same_step,
     check_resume_is_exact,
     check_save_and_load,
     check_evaluation_is_deterministic,

@@ -43,7 +43,7 @@ from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine, NonFiniteLoss, out_of_memory_explained
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.model_selection import PROTOCOLS
-from domainbed.records import Board, Records
+from domainbed.records import Board, Nowhere, Records
 from domainbed.settings import RunSettings
 
 #: Between checkpoints, `last` is saved this often, so that a power cut costs minutes and not hours.
@@ -103,25 +103,28 @@ def target_name(target: list[int], environments: list[str]) -> str:
     return "+".join(environments[environment] for environment in target) or "none"
 
 
-def train_all_targets(run: Run) -> summary.Summary:
+def train_all_targets(run: Run) -> None:
     """Train every target with every seed, skip those that are done, and write the summary.
 
     Raises:
         UserError: a loss is not finite, the disk is full, a checkpoint is broken.
         Interrupted: by SIGINT or SIGTERM, after saving.
     """
-    trainings = [Training(run, seed, target) for seed in run.seeds for target in run.targets]  # each checks its target
+    with run.engine.alike():  # each checks its target
+        trainings = [Training(run, seed, target) for seed in run.seeds for target in run.targets]
     for training in trainings:
         training.run()
         write_summary(run)
     result = write_summary(run)
-    run.records.log("\n" + result.text())
-    run.records.log(f"\nsummary, pictures and weights are in {run.folder}")
-    return result
+    if result is not None:
+        run.records.log("\n" + result.text())
+        run.records.log(f"\nsummary, pictures and weights are in {run.folder}")
 
 
-def write_summary(run: Run) -> summary.Summary:
-    """Write the summary of what is finished so far."""
+def write_summary(run: Run) -> summary.Summary | None:
+    """Write the summary of what is finished so far, in the main process."""
+    if not run.engine.is_main:
+        return None
     settings = run.settings
     described = {
         "name": run.folder.name,
@@ -171,7 +174,8 @@ class Training:
 
     def run(self) -> None:
         """Train, or go on, or do nothing where the target is done."""
-        log, settings = self.records.log, self.settings
+        log, settings, engine = self.records.log, self.settings, self.engine
+        engine.wait()  # what the last training left is there for all
         title = f"target {self.name}, seed {self.seed}"
         if (self.folder / "done").exists():
             log(f"\n{title}: done already")
@@ -179,7 +183,7 @@ class Training:
         log(f"\n{title}: trains on {', '.join(self.images.environments[e] for e in self.sources)}")
         start = self.begin()
         folder = self.shared.base(self.seed) / "tensorboard" / f"te_{self.name}"
-        self.board = Board(folder, purge_step=start + 1 if start else 0)
+        self.board: Any = Board(folder, purge_step=start + 1 if start else 0) if engine.is_main else Nowhere()
         self.board.text("config", f"$ {self.shared.command}\n{yaml.safe_dump(self.shared.config)}", start)
         if start == 0:
             self.dump(0)
@@ -188,18 +192,27 @@ class Training:
         with (
             stop_signals() as stop,
             ReadAhead(self.loader.read, start, settings.steps) as ahead,
-            tqdm(total=settings.steps, initial=start, desc=title, unit="step", disable=None, dynamic_ncols=True) as bar,
+            tqdm(
+                total=settings.steps,
+                initial=start,
+                desc=title,
+                unit="step",
+                dynamic_ncols=True,
+                disable=None if engine.is_main else True,
+            ) as bar,
         ):
             for step in range(start, settings.steps):
                 seed_everything(self.seed, step)
-                minibatches = self.loader.finish(next(ahead), step, self.engine.to_device)
+                minibatches = self.loader.finish(next(ahead), step, engine.to_device)
                 try:
                     losses = self.algorithm.update(minibatches)
                 except NonFiniteLoss as error:
-                    raise self.explain_non_finite(error, step, minibatches) from None
+                    with engine.alike():
+                        raise self.explain_non_finite(error, step, minibatches) from None
                 done = step + 1
                 bar.update()
                 now = time.monotonic()
+                to_stop = engine.any(bool(stop.asked)) and done < settings.steps
                 at_checkpoint = done % settings.checkpoint_freq == 0 or done == settings.steps
                 if done % settings.tb_freq == 0 or done == settings.steps:
                     self.record_losses(done, losses)
@@ -210,11 +223,11 @@ class Training:
                     self.dump(done)
                 if at_checkpoint:
                     self.judge(done)
-                if at_checkpoint or stop.asked or now - saved_at > SAVE_EVERY_SECONDS:
-                    self.save_last(done)
+                if at_checkpoint or to_stop or now - saved_at > SAVE_EVERY_SECONDS:
+                    self.save("last", done)
                     saved_at = time.monotonic()
-                if stop.asked and done < settings.steps:
-                    log(f"stopped by {stop.asked} after step {done}. Go on with --resume")
+                if to_stop:
+                    log(f"stopped by {stop.asked or 'another process'} after step {done}. Go on with --resume")
                     raise Interrupted
         self.finish()
 
@@ -223,9 +236,17 @@ class Training:
         hparams, images = self.shared.hparams, self.images
         if not images.classes and hparams.class_balanced:
             raise UserError("class_balanced = true needs labels, but these images have none. Leave it out")
+        parts = self.engine.num_parts
+        if hparams.batch_size % parts:
+            raise UserError(
+                f"batch_size = {hparams.batch_size} can't be cut into {parts} equal parts ({self.engine.num_processes} "
+                f"processes, accumulate = {self.engine.accumulate}). Use "
+                f"batch_size={max(1, round(hparams.batch_size / parts)) * parts}"
+            )
         return TrainLoader(
-            images, self.sources, hparams.batch_size, self.seed, self.shared.augment, hparams.class_balanced
-        )
+            images, self.sources, hparams.batch_size, self.seed, self.shared.augment, hparams.class_balanced,
+            process=self.engine.process, num_processes=self.engine.num_processes, pin=self.engine.device.type == "cuda",
+        )  # fmt: skip
 
     def choose_selection_environments(self) -> dict[str, list[str]]:
         """Decide, from labels or masks alone, over which environments `best` and `oracle` are scored."""
@@ -300,10 +321,11 @@ class Training:
                 "it one that has, such as a convolution"
             )
         self.say_what_finished_runs_have_seen()
-        self.check_batch_norm()
+        with self.engine.alike():
+            self.check_batch_norm()
         if isinstance(self.algorithm, SeesClassCounts):
             self.algorithm.set_class_counts(torch.tensor(self.train_counts(), dtype=torch.float32))
-        self.engine.prepare(self.algorithm)
+        self.engine.prepare(self.algorithm, self.settings.steps)
         algorithm = self.algorithm
         if isinstance(algorithm, SeesTrainingImages) and not resumed:
             with self.engine.evaluation(self.algorithm, evaluator.NOISE_SEED):
@@ -322,12 +344,12 @@ class Training:
                 }
                 | ({"weights": meaning.as_dict()} if isinstance(self.algorithm, ExplainsWeights) else {})
             )
-            checkpoint.save(self.checkpoints / "init", self.algorithm, self.meta(0))
+            self.save("init", 0)
             return 0
         meta = checkpoint.load_weights(last, self.algorithm)
         state = checkpoint.load_state(last)
         try:
-            self.engine.load_optimizer_state(state["optimizers"])
+            self.engine.load_state(state)
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{last}/state.pt does not fit this algorithm: {error}. Start the run anew") from None
         self.best, self.oracle = meta["best"], meta["oracle"]
@@ -368,7 +390,7 @@ class Training:
         for name, score in scores.items():
             if model_selection.better(score, getattr(self, name)):
                 setattr(self, name, score)
-                checkpoint.save(self.checkpoints / name, self.algorithm, self.meta(step))
+                self.save(name, step)
         metric = self.settings.select_by
         text = ", ".join(f"{e} {f[metric]:.4g}" for e, f in figures.items() if f.get(metric) is not None)
         sign = 1 if model_selection.SELECTION_METRICS[metric] == "higher" else -1  # a score is higher for a lower loss
@@ -378,6 +400,8 @@ class Training:
     def finish(self) -> None:
         """Judge the target once with every protocol's checkpoint, export `best`, and mark the target as done."""
         self.dump(None)
+        self.engine.wait()  # for the last checkpoint
+        self.engine.stop_averaging()  # from here on it is checkpoints that are judged
         if not checkpoint.exists(self.checkpoints / "best"):
             self.note(
                 f"target {self.name}, seed {self.seed}: {self.settings.select_by} was undefined at every checkpoint, "
@@ -396,15 +420,17 @@ class Training:
                     self.records.write(
                         self.record("final", step) | {"protocol": protocol, "checkpoint": name} | figures
                     )
-            if name == "best":
+            if name == "best" and self.engine.is_main:
                 config, path = self.shared.config, self.folder / "model.safetensors"
                 seen = finished.fingerprints(self.images.contents[row] for row in self.train_rows)
                 checkpoint.export(path, self.algorithm, config, self.meta(step) | {"train_images": seen})
                 self.report_classes(step, cached[step])
-        for figures in self.trivial_figures():
+        for figures in self.trivial_figures() if self.engine.is_main else ():
             self.records.write(self.record("final", self.settings.steps) | figures)
         self.board.close()
         self.engine.release()
+        if not self.engine.is_main:
+            return
         with explain_os_errors(f"writing {self.folder / 'done'}"):
             (self.folder / "done").write_text(f"{self.settings.steps} steps\n")
 
@@ -517,10 +543,13 @@ class Training:
             "runs": {key: run.model_dump(mode="json") for key, run in finished.runs_of(self.hparams).items()},
         }
 
-    def save_last(self, step: int) -> None:
-        """Save everything that the run needs to go on."""
-        state = {"optimizers": self.engine.optimizer_state()}
-        checkpoint.save(self.checkpoints / "last", self.algorithm, self.meta(step), state)
+    def save(self, name: str, step: int) -> None:
+        """Save the weights that are judged, and for `last` what else the run needs to go on."""
+        if not self.engine.is_main:
+            return
+        state = self.engine.state() if name == "last" else None
+        with self.engine.judged_weights():
+            checkpoint.save(self.checkpoints / name, self.algorithm, self.meta(step), state)
 
     def record_losses(self, step: int, losses: dict[str, torch.Tensor]) -> None:
         """Write the terms of the loss of one step."""
@@ -530,6 +559,8 @@ class Training:
 
     def dump(self, step: int | None) -> None:
         """Write the pictures of a step; None is the end."""
+        if not self.engine.is_main:
+            return
         folder = (
             self.shared.base(self.seed) / ("recon_final" if step is None else f"recon_step_{step}") / f"te_{self.name}"
         )
@@ -541,7 +572,7 @@ class Training:
 
     def histograms(self, step: int) -> None:
         """Add histograms of the fixed images' codes, per environment: mean and sigma of a posterior, or the code."""
-        if not isinstance(self.algorithm, (Posterior, Encoder)):
+        if not isinstance(self.algorithm, (Posterior, Encoder)) or not self.engine.is_main:
             return
         for environment, name in enumerate(self.images.environments):
             rows = reconstructions.fixed_rows(self.images, environment, "val")
@@ -566,12 +597,21 @@ class Training:
 
     def check_batch_norm(self) -> None:
         """Refuse a batch of one image for a network with BatchNorm, whose variance it would take from one value."""
-        batch = self.shared.hparams.batch_size * len(self.sources)
+        parts = self.engine.num_parts
+        batch = self.shared.hparams.batch_size * len(self.sources) // parts
         layers = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
-        if batch == 1 and any(isinstance(module, layers) and module.training for module in self.algorithm.modules()):
+        if not any(isinstance(module, layers) and module.training for module in self.algorithm.modules()):
+            return
+        if batch == 1:
             raise UserError(
-                "batch_size = 1 with one training environment is a batch of one image, which BatchNorm can't "
-                "normalise. Use batch_size=2 or more"
+                f"batch_size = {self.shared.hparams.batch_size} with {len(self.sources)} training environments in "
+                f"{parts} parts is one image in each part, which BatchNorm can't normalise. Use batch_size={2 * parts} "
+                "or more"
+            )
+        if parts > 1:
+            self.note(
+                f"a step's batch is computed in {parts} parts, and BatchNorm normalises the {batch} images of each by "
+                "themselves: the run differs from one that computes it whole"
             )
 
     def explain_non_finite(self, error: NonFiniteLoss, step: int, minibatches: list[Any]) -> UserError:

@@ -1,6 +1,8 @@
 """The engine: precision, gradients, the step, and that evaluation leaves training's noise alone."""
 
 import copy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from torch import nn
 
 from domainbed import engine as engine_module
 from domainbed.algorithms.autoencoder import AE
+from domainbed.algorithms.vae import VAE
 from domainbed.engine import Engine, NonFiniteLoss, keep_tiny_convolutions_in_float32
 from domainbed.errors import UserError
+from domainbed.objectives import rows, schedules
 from domainbed.testing import build, minibatches
 
 
@@ -156,4 +160,202 @@ def test_what_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(engine_module, "cpu_has_bf16", lambda: False)
     assert Engine("auto", "auto").precision == "float32"
     monkeypatch.setattr(engine_module, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(engine_module, "bf16_pays", lambda device: True)
     assert Engine("auto", "auto").precision == "bf16"
+
+
+def gradient_steps(**hparams) -> tuple[list[torch.Tensor], AE]:
+    """Return how far plain SGD with lr 1 moves the weights in each of four steps, and the algorithm."""
+    algorithm = build(AE, latent_dim=8, optimizer="sgd", lr=1e-3, **hparams)
+    Engine("cpu", "float32").prepare(algorithm, steps=4)
+    moved = []
+    for step in range(4):
+        before = [parameter.clone() for parameter in algorithm.parameters()]
+        algorithm.update(minibatches(seed=step))
+        moved.append(
+            torch.cat([(a - b).flatten() for a, b in zip(algorithm.parameters(), before, strict=True)]).detach()
+        )
+    return moved, algorithm
+
+
+def test_the_learning_rate_is_that_of_torchs_schedulers() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    warmup, steps = 3, 20
+    scheduler = torch.optim.lr_scheduler
+    oracles = {
+        "constant": scheduler.ConstantLR(optimizer, factor=1.0),
+        "step": scheduler.StepLR(torch.optim.SGD([parameter], lr=1.0), step_size=6, gamma=0.3),
+        "cosine": scheduler.SequentialLR(
+            cosine := torch.optim.SGD([parameter], lr=1.0),
+            [
+                scheduler.LinearLR(cosine, start_factor=1 / warmup, end_factor=1.0, total_iters=warmup - 1),
+                scheduler.CosineAnnealingLR(cosine, T_max=steps - warmup),
+            ],
+            milestones=[warmup],
+        ),
+    }
+    for name, oracle in oracles.items():
+        for step in range(steps):
+            factor = schedules.learning_rate(
+                name, step, steps, warmup=warmup if name == "cosine" else 0, step_size=6, gamma=0.3
+            )
+            assert factor == pytest.approx(oracle.get_last_lr()[0], abs=1e-6), (name, step)
+            oracle.optimizer.step()
+            oracle.step()
+
+
+def test_the_engine_follows_the_schedule_and_a_resumed_run_goes_on_with_it() -> None:
+    algorithm = build(AE, latent_dim=8, lr=0.5, lr_schedule="cosine", lr_warmup=2)
+    engine = Engine("cpu", "float32")
+    engine.prepare(algorithm, steps=8)
+    rates = []
+    for step in range(5):
+        algorithm.update(minibatches(seed=step))
+        rates.append(engine.optimizers["main"].param_groups[0]["lr"])
+    expected = [0.5 * schedules.learning_rate("cosine", step, 8, warmup=2) for step in range(5)]
+    assert rates == pytest.approx(expected) and rates[0] == 0.25
+
+    again, other = copy.deepcopy(algorithm.state_dict()), build(AE, latent_dim=8, lr=0.5, lr_schedule="cosine")
+    state = engine.state()
+    other.load_state_dict(again)
+    engine = Engine("cpu", "float32")
+    engine.prepare(other, steps=8)
+    engine.load_state(state)
+    other.update(minibatches())
+    assert engine.optimizers["main"].param_groups[0]["lr"] == pytest.approx(
+        0.5 * schedules.learning_rate("cosine", 5, 8), rel=1e-9
+    )
+    with pytest.raises(ValueError, match="number of steps"):
+        Engine("cpu", "float32").prepare(build(AE, lr_schedule="cosine"))
+
+
+def test_clipping_bounds_the_gradient_and_keeps_its_direction() -> None:
+    free, _ = gradient_steps()
+    clipped, _ = gradient_steps(clip_norm=0.05)
+    loose, _ = gradient_steps(clip_norm=1e6)
+    assert free[0].norm() > 0.05e-3 * 2, "otherwise there is nothing to clip"
+    assert clipped[0].norm().item() == pytest.approx(0.05e-3, rel=1e-2)
+    assert torch.cosine_similarity(free[0], clipped[0], dim=0).item() == pytest.approx(1, abs=1e-3)
+    assert torch.allclose(free[0], loose[0])
+
+
+def test_a_running_mean_of_the_weights_is_what_is_judged() -> None:
+    algorithm = build(AE, latent_dim=8, weight_ema=0.5, lr=0.01)
+    engine = Engine("cpu", "float32")
+    engine.prepare(algorithm)
+    x = minibatches()[0][0]
+    mean = {name: value.clone() for name, value in algorithm.named_parameters()}
+    for step in range(6):
+        algorithm.update(minibatches(seed=step))
+        decay = min(0.5, (1 + step + 1) / (10 + step + 1))
+        mean = {name: decay * mean[name] + (1 - decay) * value.detach() for name, value in algorithm.named_parameters()}
+    trained = {name: value.clone() for name, value in algorithm.state_dict().items()}
+    with engine.evaluation(algorithm, seed=0):
+        judged = algorithm.reconstruct(x)
+        for name, value in algorithm.named_parameters():
+            assert torch.allclose(value, mean[name], atol=1e-6), name
+    assert all(torch.equal(value, trained[name]) for name, value in algorithm.state_dict().items())
+    reference = build(AE, latent_dim=8)
+    reference.load_state_dict(mean, strict=False)
+    reference.eval()
+    assert torch.allclose(judged, reference.reconstruct(x), atol=1e-5)
+
+
+def test_a_run_with_a_running_mean_goes_on_bit_for_bit() -> None:
+    def start(weights=None, state=None):
+        torch.manual_seed(0)
+        algorithm = build(AE, latent_dim=8, weight_ema=0.9, optimizer="adam")
+        if weights:
+            algorithm.load_state_dict(weights)
+        engine = Engine("cpu", "float32")
+        engine.prepare(algorithm)
+        if state:
+            engine.load_state(state)
+        return algorithm, engine
+
+    def judged(algorithm, engine):
+        with engine.judged_weights():
+            return copy.deepcopy(algorithm.state_dict())
+
+    straight, engine = start()
+    for step in range(6):
+        straight.update(minibatches(seed=step))
+        if step == 2:
+            saved, state = judged(straight, engine), copy.deepcopy(engine.state())
+    resumed, other = start(saved, state)
+    for step in range(3, 6):
+        resumed.update(minibatches(seed=step))
+    for found, expected in (
+        (resumed.state_dict(), straight.state_dict()),
+        (judged(resumed, other), judged(straight, engine)),
+    ):
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert not torch.equal(saved["bottleneck.weight"], straight.state_dict()["bottleneck.weight"])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_a_batch_in_pieces_is_the_same_batch(noise: float, accumulate: int) -> None:
+    found = []
+    for pieces in (1, accumulate):
+        algorithm = build(AE, latent_dim=8, noise=noise, optimizer="sgd", lr=1e-3)
+        Engine("cpu", "float32", accumulate=pieces).prepare(algorithm)
+        torch.manual_seed(3)
+        for step in range(2):
+            losses = algorithm.update(minibatches(seed=step))
+        found.append((losses["loss"].item(), torch.cat([one.flatten() for one in algorithm.parameters()]).detach()))
+    (loss, weights), (loss_of_pieces, weights_of_pieces) = found
+    assert loss == pytest.approx(loss_of_pieces, rel=1e-5)
+    assert torch.allclose(weights, weights_of_pieces, atol=1e-5)
+
+
+def test_noise_of_a_part_is_that_of_its_rows_of_the_batch() -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.zeros(6, 3, 4, 4).to(memory_format=layout)
+        torch.manual_seed(1)
+        whole = rows.randn_like(x)
+        torch.manual_seed(1)
+        with rows.part(rows.Part(torch.tensor([1, 4]), 6, lambda tensor: tensor)):
+            part = rows.randn_like(x[:2])
+        assert torch.equal(part, whole[[1, 4]])
+    assert torch.randn(1).shape == rows.randn_like(torch.zeros(1)).shape, "without parts they are torch's"
+
+
+def test_what_can_not_be_computed_in_pieces_is_refused() -> None:
+    with pytest.raises(UserError, match="VAE can't compute a step in 2 parts .* depends on the whole batch"):
+        Engine("cpu", "float32", accumulate=2).prepare(build(VAE, free_bits=0.1))
+    algorithm = build(AE, latent_dim=8)
+    Engine("cpu", "float32", accumulate=3).prepare(algorithm)
+    with pytest.raises(UserError, match="accumulate = 3 pieces of 4 images are not equal"):
+        algorithm.update(minibatches())
+
+
+def test_whether_bf16_pays_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOMAINBED_CACHE", str(tmp_path))
+    monkeypatch.setattr(engine_module, "cpu_has_bf16", lambda: True)
+    asked: list[bool] = []
+
+    def seconds(device: torch.device, in_bf16: bool) -> float:
+        asked.append(in_bf16)
+        return 3.0 if in_bf16 else 2.0
+
+    monkeypatch.setattr(engine_module, "_seconds_of_convolutions", seconds)
+    for _ in range(2):
+        assert Engine("cpu", "auto").precision == "float32"
+    assert Engine("cpu", "bf16").precision == "bf16", "asked for is asked for"
+    assert asked == [False, True]
+    (tmp_path / "precision.json").write_text("[")
+    monkeypatch.setattr(engine_module, "_seconds_of_convolutions", lambda device, in_bf16: 1.0 - 0.5 * in_bf16)
+    assert Engine("cpu", "auto").precision == "bf16"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the processor needs g++")
+def test_a_compiled_loss_is_the_same_loss() -> None:
+    found = []
+    for compiled in (False, True):
+        algorithm = build(AE, latent_dim=8, optimizer="sgd", lr=1e-3)
+        Engine("cpu", "float32", compile=compiled).prepare(algorithm)
+        torch.manual_seed(3)
+        found.append([algorithm.update(minibatches(seed=step))["loss"].item() for step in range(3)])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -474,7 +474,9 @@ def test_a_run_that_trained_nothing_leaves_nothing_to_the_next_of_its_name(
     original = VAE_DG.losses
     nan = torch.tensor(float("nan"))
     monkeypatch.setattr(
-        VAE_DG, "losses", lambda self, batches, unlabeled=None: {**original(self, batches), "loss": nan}
+        VAE_DG,
+        "losses",
+        lambda self, batches, unlabeled=None: (found := original(self, batches)) | {"loss": found["loss"] * nan},
     )
     assert train("again", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 2
     monkeypatch.setattr(VAE_DG, "losses", original)

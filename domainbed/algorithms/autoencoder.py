@@ -35,7 +35,7 @@ from domainbed.hparams import Field, Kind, Names, NonNegativeFloat, PositiveFloa
 from domainbed.networks import layers
 from domainbed.networks.decoders import ConvDecoder
 from domainbed.networks.encoders import ConvEncoder
-from domainbed.objectives import reconstruction
+from domainbed.objectives import reconstruction, rows
 from domainbed.objectives.likelihoods import bernoulli_nll, squared_error
 from domainbed.objectives.precision import at_least_float32
 from domainbed.registry import ALGORITHMS
@@ -114,7 +114,7 @@ class AE(Algorithm):
 
     def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
         x, _ = concatenate(minibatches)  # (B, C, H, W) in [0, 1]
-        corrupted = x + self.hparams.noise * torch.randn_like(x) if self.training and self.hparams.noise else x
+        corrupted = x + self.hparams.noise * rows.randn_like(x) if self.training and self.hparams.noise else x
         output = self.output(self.encode(corrupted))  # (B, C, H, W)
         recon = LOSSES[self.hparams.loss](output, x)  # (B,)
         if self.hparams.recon_reduction == "mean":

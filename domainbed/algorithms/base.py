@@ -19,7 +19,7 @@ from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
 from domainbed import hparams, pretrained
 from domainbed.errors import UserError
-from domainbed.hparams import Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt
+from domainbed.hparams import Decay, Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt, StepCount
 from domainbed.networks.encoders import TimmEncoder
 
 #: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,). Where `needs_masks`, masks in
@@ -166,6 +166,18 @@ class Algorithm(nn.Module):
             "adam", description="adam, adamw, sgd with momentum 0.9, or adadelta (Zeiler 2012 has lr 1)"
         )
         weight_decay: NonNegativeFloat = Field(0.0, description="weight decay of the optimiser")
+        lr_schedule: Literal["constant", "cosine", "step"] = Field(
+            "constant", description="learning rate: constant, cosine (to 0 at the last step), step (times lr_gamma)"
+        )
+        lr_warmup: StepCount = Field(0, description="steps over which the learning rate rises from 0")
+        lr_step_size: PositiveInt = Field(1000, description="lr_schedule = step: steps between two changes")
+        lr_gamma: PositiveFloat = Field(0.1, description="lr_schedule = step: factor of each change")
+        clip_norm: PositiveFloat | None = Field(
+            None, description="largest norm of the gradient of all weights together; null: as it is"
+        )
+        weight_ema: Decay = Field(
+            0.0, description="decay of a running mean of the weights, which then is what is judged and kept; 0: none"
+        )
 
         #: Keys that name a finished run (`finished.RunPath`), and the algorithm of a run that can serve there.
         runs: ClassVar[dict[str, str]] = {}
@@ -173,6 +185,11 @@ class Algorithm(nn.Module):
         def needs_run(self, key: str) -> bool:
             """Whether the algorithm can't do without the finished run of a key of `runs`."""
             return True
+
+        def idle(self) -> dict[str, str]:
+            """Return what belongs to another schedule of the learning rate."""
+            keys = () if self.lr_schedule == "step" else ("lr_step_size", "lr_gamma")
+            return super().idle() | dict.fromkeys(keys, f"lr_schedule = {self.lr_schedule}")
 
     name: ClassVar[str] = ""
     #: Submodules without noise of their own, computed once per batch in evaluation however often they are asked.
@@ -233,13 +250,16 @@ class Algorithm(nn.Module):
         """Hook for what moves without a gradient (codebooks, averages): once after each optimiser step."""
 
     def update(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """Take one optimiser step and return the detached terms of its loss, () tensors each."""
+        """Take one optimiser step and return the detached terms of its loss, () tensors each.
+
+        Without an engine it is the plain step: schedule, clipping and averages of the weights are the engine's.
+        """
         if self.engine is not None:
             return self.engine.step(minibatches, unlabeled)
         if self._optimizers is None:
             self._optimizers = self.optimizers()
         losses = self(minibatches, unlabeled)
-        step_optimizers(losses, self._optimizers, torch.Tensor.backward)
+        move(take_gradients(losses, self._optimizers, torch.Tensor.backward), self._optimizers)
         self.finish_step()
         return {key: value.detach() for key, value in losses.items()}
 
@@ -249,33 +269,38 @@ class Algorithm(nn.Module):
         self.after_step()
 
 
-def step_optimizers(
-    losses: dict[str, Tensor],
-    optimizers: dict[str, Optimizer],
-    backward: Any,
-    check: Callable[[dict[str, list[Tensor]]], None] = lambda gradients: None,
-) -> None:
-    """Take one step of each optimiser, each moving only its own parameters.
+Gradients = dict[str, list[Tensor | None]]
+
+
+def take_gradients(
+    losses: dict[str, Tensor], optimizers: dict[str, Optimizer], backward: Callable[..., None]
+) -> Gradients:
+    """Return the gradients of the parameters of each optimiser.
 
     One optimiser minimises "loss"; several minimise "loss/<name>" each. All gradients are taken before the first
-    parameter moves, because a graph can't be walked again once its weights have changed. `check` sees them by the name
-    of their optimiser, and may raise before anything has moved.
+    parameter moves, because a graph can't be walked again once its weights have changed.
     """
-    parameters = {
-        name: [p for g in optimizer.param_groups for p in g["params"]] for name, optimizer in optimizers.items()
-    }
-    gradients = {}
+    gradients: Gradients = {}
     for name in optimizers:
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         loss = losses["loss"] if len(optimizers) == 1 else losses[f"loss/{name}"]
         backward(loss, retain_graph=name != list(optimizers)[-1])
-        gradients[name] = [p.grad for p in parameters[name]]
-    check({name: [g for g in found if g is not None] for name, found in gradients.items()})
+        gradients[name] = [parameter.grad for parameter in parameters_of(optimizers[name])]
+    return gradients
+
+
+def move(gradients: Gradients, optimizers: dict[str, Optimizer]) -> None:
+    """Take one step of each optimiser, each moving only its own parameters."""
     for name, optimizer in optimizers.items():
-        for parameter, gradient in zip(parameters[name], gradients[name], strict=True):
+        for parameter, gradient in zip(parameters_of(optimizer), gradients[name], strict=True):
             parameter.grad = gradient
         optimizer.step()
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters that an optimiser moves."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def concatenate(minibatches: list[Minibatch]) -> Minibatch:

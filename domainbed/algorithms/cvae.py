@@ -41,7 +41,7 @@ from domainbed.algorithms.variational import VAEHParams, VariationalObjective
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt
 from domainbed.networks.strided import StridedDecoder, StridedEncoder
-from domainbed.objectives import gaussian, weights
+from domainbed.objectives import gaussian, rows, weights
 from domainbed.registry import ALGORITHMS
 
 #: The coarsest grid of the convolutions has about this many cells a side.
@@ -188,5 +188,5 @@ class CVAE(Algorithm):
 
 def perturb(y: Tensor, share: float, num_classes: int) -> Tensor:
     """Replace each label with probability `share` by another class, each of the others equally likely; (B,) long."""
-    others = (y + torch.randint_like(y, 1, num_classes)) % num_classes
-    return torch.where(torch.rand(y.shape, device=y.device) < share, others, y)
+    others = (y + rows.randint_like(y, 1, num_classes)) % num_classes
+    return torch.where(rows.rand_like(y.float()) < share, others, y)

@@ -32,6 +32,7 @@ from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.algorithms.variational import LikelihoodHParams
 from domainbed.hparams import Field, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from domainbed.networks.quantizer import GridDecoder, GridEncoder, VectorQuantizer
+from domainbed.objectives import rows
 from domainbed.objectives.likelihoods import make_likelihood, squared_error
 from domainbed.registry import ALGORITHMS
 
@@ -75,7 +76,7 @@ class VQVAE(Algorithm):
         self.likelihood = make_likelihood(h.likelihood, h.sigma)
         self.num_codes: int = h.num_codes
         self.grid = self.encoder.grid
-        self._last_batch: tuple[Tensor, Tensor] | None = None  # between `losses` and `after_step`, never saved
+        self.seen = rows.Collected()  # between `losses` and `after_step`, never saved
 
     @property
     def batch_coupled(self) -> bool:
@@ -88,7 +89,7 @@ class VQVAE(Algorithm):
         recon_nats = self.likelihood(self.decoder(quantized), x)  # (B,)
         commitment = squared_error(z, quantized.detach())  # (B,)
         if self.training:
-            self._last_batch = (z.detach(), codes)
+            self.seen.add(z.detach(), codes)
         values, latents = (x[0].numel(), z[0].numel()) if self.hparams.recon_reduction == "mean" else (1, 1)
         recon, commitment = recon_nats.mean() / values, commitment.mean() / latents
         weighted = self.hparams.commitment_weight * commitment
@@ -104,9 +105,7 @@ class VQVAE(Algorithm):
 
     def after_step(self) -> None:
         """Move the codebook towards the vectors of the step's batch, as they were before the step."""
-        assert self._last_batch is not None, "after_step() follows losses() in training"
-        self.quantizer.update(*self._last_batch)
-        self._last_batch = None
+        self.quantizer.update(*self.seen.whole())
 
     def codes(self, x: Tensor) -> Tensor:
         return self.quantizer.nearest(self.encoder(x))  # (B, h, w)

@@ -58,6 +58,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def _processes_have_met() -> bool:
+    """Whether several processes know of each other; before that, all on a machine make the same mistake."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
@@ -70,7 +76,9 @@ def guarded(run: Callable[[], int]) -> int:
     try:
         return run()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.said and (_processes_have_met() or os.environ.get("LOCAL_RANK", "0") == "0"):
+            process = int(os.environ.get("RANK", "0"))  # of several, started by torchrun
+            print(f"process {process}: error: {error}" if process else f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -22,7 +22,7 @@ from domainbed.cli.configuration import (
 )  # fmt: skip
 from domainbed.errors import UserError, did_you_mean, explain_os_errors
 from domainbed.hparams import read_yaml
-from domainbed.records import Records, RunFolder, begun
+from domainbed.records import Nowhere, Records, RunFolder, begun
 from domainbed.settings import RunSettings
 
 USAGE = """\
@@ -123,10 +123,12 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     settings = configuration.settings
     folder = settings.results_dir / "train_output" / str(settings.dataset) / name
     said: list[str] = []
+    is_main = os.environ.get("RANK", "0") == "0"  # of several processes, started by torchrun
 
     def say(text: str) -> None:
-        with suppress(BrokenPipeError):
-            print(text, flush=True)
+        if is_main:
+            with suppress(BrokenPipeError):
+                print(text, flush=True)
         said.append(text)
 
     command = shlex.join(["python", f"{script}.py", *argv])
@@ -149,11 +151,11 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     from domainbed import checkpoint  # imports torch: from here on it is worth its seconds
     from domainbed.algorithms import finished
     from domainbed.datasets.augment import Augment
-    from domainbed.datasets.prepare import default_cache_dir, default_num_workers, prepare
+    from domainbed.datasets.prepare import Images, default_cache_dir, default_num_workers, prepare
     from domainbed.engine import Engine
     from domainbed.trainer import Interrupted, Run, target_name, train_all_targets
 
-    engine = Engine(settings.device, settings.precision)
+    engine = Engine(settings.device, settings.precision, settings.accumulate, settings.compile)
     algorithm_needs(configuration.algorithm, dataset)
     settings, hparams, notes = resolve_automatic(configuration, dataset, engine, targets)
     built_on: dict[str, dict[str, str]] = {}
@@ -168,11 +170,11 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
                 for key, run in finished.runs_of(bound).items():
                     finished.check_shape(key, run, dataset.input_shape)
                 built_on[f"{seed}/{name}"] = finished.digests(bound)
-    run_folder = RunFolder(folder, settings.resume)
-    records = Records(folder)
-    try:
-        records.log_file(said)
-        images = prepare(
+    run_folder = engine.on_main(lambda: RunFolder(folder, settings.resume))
+    records: Any = Records(folder) if engine.is_main else Nowhere()
+
+    def read_images() -> Images:
+        return prepare(
             dataset,
             trial_seed=settings.trial_seed,
             holdout_fraction=settings.holdout_fraction,
@@ -184,6 +186,10 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             report=records.log,
             with_masks=configuration.algorithm.needs_masks,
         )
+
+    try:
+        records.log_file(said)
+        images = engine.on_main(read_images) or read_images()  # once they are decoded, all find them
         records.log(
             f"{settings.dataset}: {len(images.names)} images of {images.input_shape[1]} x {images.input_shape[2]} px"
         )
@@ -200,12 +206,15 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
         if images.unreadable:
             notes.append(f"{len(images.unreadable)} unreadable images were left out (--skip_unreadable)")
         notes += images.leaks
-        if settings.resume:
-            check_same_images(folder / "images.csv", images.csv())
-        else:
+
+        def begin_folder() -> None:
+            if settings.resume:
+                return check_same_images(folder / "images.csv", images.csv())
             write_text(folder / "images.csv", images.csv())
             write_text(folder / "config.yaml", configuration.yaml(command))
-            write_text(folder / finished.BUILT_ON, json.dumps(built_on, indent=1))
+            return write_text(folder / finished.BUILT_ON, json.dumps(built_on, indent=1))
+
+        engine.on_main(begin_folder)
         earlier = [record["text"] for record in records.read() if record["kind"] == "note"]
         for note in notes:
             if note not in earlier:
@@ -231,18 +240,19 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     except Interrupted:
         return 130
     except BaseException as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) and engine.is_main:
             with suppress(UserError):
                 records.log_file([f"error: {error}"])
         trained = any(
             checkpoint.exists(path / "checkpoints" / "last") for path in checkpoint.find_targets(folder).values()
         )
-        if not trained and not settings.resume:
+        if run_folder is not None and not trained and not settings.resume:
             run_folder.clear()  # nothing was trained: the name is free again
         raise
     finally:
         records.close()
-        run_folder.close()
+        if run_folder is not None:
+            run_folder.close()
 
 
 def stated(arguments: Arguments, key: str, default: Any) -> Any:

@@ -33,10 +33,12 @@ class Raw:
     """What one step needs of one environment, as it is stored.
 
     Attributes:
-        rows: (B,) of the images. pixels: uint8 (B, C, H, W). planes: uint8 (B, H, W) masks, or None.
+        rows: (B,) of the images. keys: (B,) numbers to key their augmentation by. pixels: uint8 (B, C, H, W).
+        planes: uint8 (B, H, W) masks, or None.
     """
 
     rows: np.ndarray
+    keys: list[int]
     pixels: Tensor
     planes: Tensor | None
 
@@ -53,6 +55,8 @@ class TrainLoader:
         batch_size: images per environment and step.
         seed: of order and augmentation.
         augment: what is done to the images.
+        process, num_processes: which share of every batch is wanted, of how many equal ones.
+        pin: whether what is read is put where a GPU can copy it from while other work goes on.
 
     Raises:
         UserError: an environment has fewer training images than `batch_size`.
@@ -66,9 +70,16 @@ class TrainLoader:
         seed: int,
         augment: Augment,
         class_balanced: bool = False,
+        process: int = 0,
+        num_processes: int = 1,
+        pin: bool = False,
     ) -> None:
         self.images, self.environments, self.batch_size, self.seed = images, environments, batch_size, seed
-        self.augment, self.class_balanced = augment, class_balanced
+        self.augment, self.class_balanced, self.pin = augment, class_balanced, pin
+        size, left = divmod(batch_size, num_processes)
+        if left:
+            raise ValueError(f"{batch_size} images can't be shared equally by {num_processes} processes")
+        self.share = slice(process * size, (process + 1) * size)
         self.rows = {environment: images.select(environment, "train") for environment in environments}
         small = {images.environments[e]: len(rows) for e, rows in self.rows.items() if len(rows) < batch_size}
         if small:
@@ -103,9 +114,19 @@ class TrainLoader:
         return rows[np.concatenate(chosen)]
 
     def read(self, step: int) -> list[Raw]:
-        """Return what is stored of a step's images, for every training environment. Any thread may call it."""
-        chosen = [self.row_indices(step, environment) for environment in self.environments]
-        return [Raw(rows, self.images.pixels(rows), self.images.planes(rows)) for rows in chosen]
+        """Return this process's share of a step's images, as stored, for every training environment.
+
+        Any thread may call it.
+        """
+        found = []
+        for environment in self.environments:
+            chosen = self.row_indices(step, environment)
+            rows, keys = chosen[self.share], self.keys(chosen)[self.share]
+            pixels, planes = self.images.pixels(rows), self.images.planes(rows)
+            if self.pin:
+                pixels, planes = pixels.pin_memory(), None if planes is None else planes.pin_memory()
+            found.append(Raw(rows, keys, pixels, planes))
+        return found
 
     def finish(self, raw: list[Raw], step: int, to_device: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return (images (B, C, H, W) in [0, 1], labels (B,)) on the device, augmented there.
@@ -121,7 +142,7 @@ class TrainLoader:
         for one in raw:
             x = to_device(one.pixels)
             planes = None if one.planes is None else one.planes.to(x.device, non_blocking=True)
-            x, planes = self.augment(x, self.keys(one.rows), self.seed, step, planes)
+            x, planes = self.augment(x, one.keys, self.seed, step, planes)
             y = self.images.targets(one.rows, planes)
             batches.append((x, y.to(x.device, non_blocking=True)))
         return batches

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from domainbed.objectives import rows
 from domainbed.objectives.precision import at_least_float32
 
 
@@ -22,7 +23,7 @@ def sample(mean: Tensor, logvar: Tensor) -> Tensor:
         (B, D).
     """
     mean, logvar = at_least_float32(mean), at_least_float32(logvar)
-    return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+    return mean + torch.exp(0.5 * logvar) * rows.randn_like(mean)
 
 
 def log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
