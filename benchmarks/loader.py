@@ -13,54 +13,45 @@ thread, so that a rate is that of one core; they are timed in turn, and the rati
 """
 
 import argparse
-import json
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torchvision import datasets as tv_datasets
+from paired import AUGMENT, GEOMETRIC, augmentation, environments_in, guarded_by, in_turn, parser, record
 from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
-from domainbed.cli import Parser, guarded, positive
-from domainbed.datasets.augment import COLOR_JITTER, CROP_RATIO, CROP_SCALE, Augment
+from domainbed.datasets.augment import Augment
 from domainbed.datasets.loaders import TrainLoader
 from domainbed.datasets.prepare import Images, prepare
 from domainbed.engine import Engine
-from domainbed.errors import UserError
 from domainbed.registry import DATASETS
 
 SIZE = 224
-GEOMETRIC = ["crop_scale", "horizontal_flip"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def main() -> int:
-    parser = Parser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data_dir", type=Path, required=True, help="<environment>/<class>/<image>, at full size")
-    parser.add_argument("--pairs", type=positive, default=5, help="times that each is measured, in turn")
-    parser.add_argument("--quick", action="store_true", help="two pairs, few images: within a minute")
-    arguments = parser.parse_args()
-    return guarded(lambda: compare(arguments))
+    options = parser(__doc__, pairs=5, quick="two pairs, few images")
+    options.add_argument("--data_dir", type=Path, required=True, help="<environment>/<class>/<image>, at full size")
+    return guarded_by(options, compare)
 
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print the table and the line for programs; return the exit status."""
     torch.set_num_threads(1)
     pairs, epochs = (2, 4) if arguments.quick else (arguments.pairs, 20)
-    environments = sorted(path for path in arguments.data_dir.expanduser().glob("*") if path.is_dir())
-    if not environments:
-        raise UserError(f"{arguments.data_dir} holds no folder. Give <environment>/<class>/<image>")
+    environments = environments_in(arguments.data_dir)
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         images = packed(arguments.data_dir, Path(cache))
         for name, jitter in (("geometric", False), ("color_jitter", True)):
             found = in_turn(
-                lambda jitter=jitter: decoding_rate(environments[:1], jitter),
-                lambda jitter=jitter: packed_rate(images, jitter, epochs),
+                partial(decoding_rate, environments[:1], jitter),
+                partial(packed_rate, images, jitter, epochs),
                 pairs,
             )
             rows.append((name, *found))
@@ -72,32 +63,16 @@ def compare(arguments: argparse.Namespace) -> int:
     for name, baseline, ours in rows:
         print(f"{name:14} {baseline:10.1f} {ours:10.1f} {ours / baseline:8.1f}")
     for name, baseline, ours in rows:
-        record = {
-            "benchmark": f"loader/{name.replace(' ', '_')}", "ratio": ours / baseline, "ours": ours,
-            "baseline": baseline, "unit": "images/s/core", "pairs": pairs,
-        }  # fmt: skip
-        print(json.dumps(record))
+        print(record(f"loader/{name.replace(' ', '_')}", ours / baseline, ours, baseline, "images/s/core", pairs))
     return 0
-
-
-def in_turn(baseline: Callable[[], float], ours: Callable[[], float], pairs: int) -> tuple[float, float]:
-    """Return the median of each, measured one after the other, pair by pair."""
-    found = [(baseline(), ours()) for _ in range(pairs)]
-    return statistics.median(one for one, _ in found), statistics.median(one for _, one in found)
 
 
 def decoding_rate(environments: list[Path], jitter: bool) -> float:
     """Images per second of the plain way: every file is decoded again."""
-    changes: list[Callable] = [
-        transforms.RandomResizedCrop(SIZE, scale=CROP_SCALE, ratio=CROP_RATIO),
-        transforms.RandomHorizontalFlip(),
-        *([transforms.ColorJitter(**COLOR_JITTER)] if jitter else []),
-        transforms.ToTensor(),
-        transforms.Normalize(MEAN, STD),
-    ]
+    changes = [*augmentation(SIZE, jitter), transforms.Normalize(MEAN, STD)]
     started, count = time.perf_counter(), 0
     for folder in environments:
-        data = tv_datasets.ImageFolder(str(folder), transforms.Compose(changes))
+        data = ImageFolder(str(folder), transforms.Compose(changes))
         for x, _ in torch.utils.data.DataLoader(data, batch_size=8, shuffle=True, num_workers=0):
             count += len(x)
     return count / (time.perf_counter() - started)
@@ -115,7 +90,7 @@ def packed(data_dir: Path, cache: Path) -> Images:
 
 def packed_rate(images: Images, jitter: bool, epochs: int) -> float:
     """Images per second of `TrainLoader`, over several epochs of the training images."""
-    names = [*GEOMETRIC, *(["color_jitter"] if jitter else [])]
+    names = AUGMENT if jitter else GEOMETRIC
     sources = range(len(images.environments))
     batch = min(8, *(len(images.select(e, "train")) for e in sources))
     loader, engine = TrainLoader(images, list(sources), batch, 0, Augment(names)), Engine("cpu", "float32")

@@ -32,7 +32,13 @@ FORMAT = 1
 CHECKPOINTS = ("best", "last", "oracle", "init")
 
 
-def save(folder: Path, algorithm: Algorithm, meta: dict[str, Any], state: dict[str, Any] | None = None) -> None:
+def save(
+    folder: Path,
+    algorithm: Algorithm,
+    meta: dict[str, Any],
+    state: dict[str, Any] | None = None,
+    weights_of: Path | None = None,
+) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one.
 
     Args:
@@ -40,6 +46,7 @@ def save(folder: Path, algorithm: Algorithm, meta: dict[str, Any], state: dict[s
         algorithm: the unwrapped algorithm.
         meta: what goes into checkpoint.json.
         state: what goes into state.pt: tensors, numbers, text, lists and mappings only.
+        weights_of: another checkpoint that was written with these very weights: they then share one file.
 
     Raises:
         UserError: the disk is full or the folder can't be written; the older checkpoint is untouched.
@@ -51,8 +58,9 @@ def save(folder: Path, algorithm: Algorithm, meta: dict[str, Any], state: dict[s
             recover(folder)
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
-            # through bytes: writing a file then fails as an OSError, whatever the format's own writer would raise
-            (new / "model.safetensors").write_bytes(serialize(finished.tensors_of(algorithm)))
+            if weights_of is None or not _linked(weights_of / "model.safetensors", new / "model.safetensors"):
+                # through bytes: writing a file then fails as an OSError, whatever the format's own writer would raise
+                (new / "model.safetensors").write_bytes(serialize(finished.tensors_of(algorithm)))
             if state is not None:
                 buffer = io.BytesIO()
                 torch.save(state, buffer)
@@ -69,6 +77,15 @@ def save(folder: Path, algorithm: Algorithm, meta: dict[str, Any], state: dict[s
             recover(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _linked(path: Path, new: Path) -> bool:
+    """Give a file a second name; return whether the file system could."""
+    try:
+        os.link(path, new)
+    except OSError:
+        return False
+    return True
 
 
 def recover(folder: Path) -> None:

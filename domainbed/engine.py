@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm, Gradients, Minibatch, move, parameters_of, take_gradients
@@ -34,6 +35,9 @@ from domainbed.objectives import rows, schedules
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
 Result = TypeVar("Result")
+#: That processes wait for each other: while one decodes, the others have nothing to do. One that ends is noticed at
+#: once.
+WAIT = timedelta(days=1)
 
 
 class NonFiniteLoss(Exception):
@@ -73,6 +77,7 @@ class Engine:
         precision: "auto", "float32" or "bf16"; auto is bf16 where the hardware computes in it and is faster so.
         accumulate: pieces in which the batch of a step is computed, one after the other.
         compile: whether the loss is compiled by torch.compile; its random numbers are then others, of the same seed.
+        deterministic: whether kernels that add in varying order are refused; on a CPU there are none in use here.
 
     Attributes:
         device: torch.device. precision: "float32" or "bf16", as resolved.
@@ -83,15 +88,28 @@ class Engine:
     """
 
     def __init__(
-        self, device: str = "auto", precision: str = "auto", accumulate: int = 1, compile: bool = False
+        self,
+        device: str = "auto",
+        precision: str = "auto",
+        accumulate: int = 1,
+        compile: bool = False,
+        deterministic: bool = False,
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device = cuda, but torch finds no usable GPU. Use --device cpu, or install a CUDA build")
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         self.precision = resolve_precision(precision, on_cpu)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = not deterministic
         # accelerate keeps its settings in process-wide state; several runs in one process must not inherit them
         AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if self.precision == "bf16" else "no")
+        self.accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="bf16" if self.precision == "bf16" else "no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+        )
         self.device = self.accelerator.device
         self.process, self.num_processes = self.accelerator.process_index, self.accelerator.num_processes
         self.accumulate, self.compile = accumulate, compile

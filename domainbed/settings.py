@@ -94,6 +94,9 @@ class RunSettings(BaseModel):
     precision: Literal["auto", "float32", "bf16"] = setting(
         "auto", MACHINE, "auto takes bf16 where the hardware has it and is faster so, measured once"
     )
+    deterministic: bool = setting(
+        False, MACHINE, "use no kernel that adds in varying order: a GPU then repeats a run bit for bit, more slowly"
+    )
     accumulate: PositiveInt = setting(
         1, MACHINE, "pieces in which a step's batch is computed, one after the other, where memory is short"
     )

@@ -164,6 +164,7 @@ class Training:
         self.checkpoints = self.folder / "checkpoints"
         self.best: float | None = None
         self.oracle: float | None = None
+        self.saved: tuple[int, Path] | None = None  # the checkpoint that was written last, and its step
         self.loader = self.make_loader()
         self.train_rows = np.concatenate([self.loader.rows[environment] for environment in self.sources])
         self.majority_mask = self.images.majority_mask(self.train_rows)
@@ -382,7 +383,6 @@ class Training:
                 | {"environment": name, "role": role, "part": "val", "n": found["n"], "metrics": found["metrics"]}
             )
             self.board.scalars({f"{name}_{role}_val/{metric}": v for metric, v in found["metrics"].items()}, step)
-        self.histograms(step)
         scores = {
             name: model_selection.score(self.settings.select_by, {e: figures[e] for e in environments})
             for name, environments in self.scored.items()
@@ -549,7 +549,9 @@ class Training:
             return
         state = self.engine.state() if name == "last" else None
         with self.engine.judged_weights():
-            checkpoint.save(self.checkpoints / name, self.algorithm, self.meta(step), state)
+            same = self.saved if self.saved and self.saved[0] == step else (step, None)
+            checkpoint.save(self.checkpoints / name, self.algorithm, self.meta(step), state, weights_of=same[1])
+        self.saved = (step, self.checkpoints / name)
 
     def record_losses(self, step: int, losses: dict[str, torch.Tensor]) -> None:
         """Write the terms of the loss of one step."""
@@ -558,7 +560,7 @@ class Training:
         self.board.scalars({f"train/{key}": value for key, value in values.items()}, step)
 
     def dump(self, step: int | None) -> None:
-        """Write the pictures of a step; None is the end."""
+        """Write the pictures of a step, and histograms of their codes; None is the end."""
         if not self.engine.is_main:
             return
         folder = (
@@ -569,10 +571,11 @@ class Training:
         pictures = reconstructions.dump(self.algorithm, self.engine, self.images, self.target, folder, title)
         for name, picture in pictures.items():
             self.board.picture(f"reconstructions/{name}", picture, at)
+        self.histograms(at)
 
     def histograms(self, step: int) -> None:
         """Add histograms of the fixed images' codes, per environment: mean and sigma of a posterior, or the code."""
-        if not isinstance(self.algorithm, (Posterior, Encoder)) or not self.engine.is_main:
+        if not isinstance(self.algorithm, (Posterior, Encoder)):
             return
         for environment, name in enumerate(self.images.environments):
             rows = reconstructions.fixed_rows(self.images, environment, "val")

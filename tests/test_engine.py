@@ -14,6 +14,7 @@ from domainbed.algorithms.vae import VAE
 from domainbed.engine import Engine, NonFiniteLoss, keep_tiny_convolutions_in_float32
 from domainbed.errors import UserError
 from domainbed.objectives import rows, schedules
+from domainbed.registry import ALGORITHMS
 from domainbed.testing import build, minibatches
 
 
@@ -359,3 +360,26 @@ def test_a_compiled_loss_is_the_same_loss() -> None:
         torch.manual_seed(3)
         found.append([algorithm.update(minibatches(seed=step))["loss"].item() for step in range(3)])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["AE", "ERM", "UNet", "VAE_DG", "VQVAE"])
+def test_a_run_in_bf16_goes_on_bit_for_bit(name: str) -> None:
+    def start():
+        algorithm = build(ALGORITHMS[name])
+        engine = Engine("cpu", "bf16", deterministic=True)
+        engine.prepare(algorithm)
+        return algorithm, engine
+
+    def train(algorithm, first: int, last: int) -> None:
+        for step in range(first, last):
+            torch.manual_seed(step)
+            algorithm.update(minibatches(seed=step, algorithm=algorithm))
+
+    (straight, _), (stopped, engine), (resumed, other) = start(), start(), start()
+    train(straight, 0, 4)
+    train(stopped, 0, 2)
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    other.load_state(copy.deepcopy(engine.state()))
+    train(resumed, 2, 4)
+    Engine("cpu", "float32")  # kernels of any kind again
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in straight.state_dict().items())

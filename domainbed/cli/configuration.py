@@ -27,6 +27,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 MOVABLE = {
     "data_dir", "results_dir", "cache_dir", "num_workers", "device", "eval_batch_size", "test_envs", "plugin", "resume",
     "show", "debug", "download", "accumulate", "compile",
+    "deterministic",
 }  # fmt: skip
 
 

@@ -155,21 +155,22 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     from domainbed.engine import Engine
     from domainbed.trainer import Interrupted, Run, target_name, train_all_targets
 
-    engine = Engine(settings.device, settings.precision, settings.accumulate, settings.compile)
-    algorithm_needs(configuration.algorithm, dataset)
-    settings, hparams, notes = resolve_automatic(configuration, dataset, engine, targets)
-    built_on: dict[str, dict[str, str]] = {}
-    if settings.resume:  # what has begun has what it is built on in its checkpoints
-        path = folder / finished.BUILT_ON
-        built_on = json.loads(path.read_text()) if path.is_file() else {}
-    else:
-        for seed in settings.seeds or [settings.seed]:
-            for target in targets or [[]]:
-                name = target_name(target, dataset.environments)
-                bound = finished.bind(hparams, name, seed)
-                for key, run in finished.runs_of(bound).items():
-                    finished.check_shape(key, run, dataset.input_shape)
-                built_on[f"{seed}/{name}"] = finished.digests(bound)
+    engine = Engine(settings.device, settings.precision, settings.accumulate, settings.compile, settings.deterministic)
+    with engine.alike():
+        algorithm_needs(configuration.algorithm, dataset)
+        settings, hparams, notes = resolve_automatic(configuration, dataset, engine, targets)
+        built_on: dict[str, dict[str, str]] = {}
+        if settings.resume:  # what has begun has what it is built on in its checkpoints
+            path = folder / finished.BUILT_ON
+            built_on = json.loads(path.read_text()) if path.is_file() else {}
+        else:
+            for seed in settings.seeds or [settings.seed]:
+                for target in targets or [[]]:
+                    name = target_name(target, dataset.environments)
+                    bound = finished.bind(hparams, name, seed)
+                    for key, run in finished.runs_of(bound).items():
+                        finished.check_shape(key, run, dataset.input_shape)
+                    built_on[f"{seed}/{name}"] = finished.digests(bound)
     run_folder = engine.on_main(lambda: RunFolder(folder, settings.resume))
     records: Any = Records(folder) if engine.is_main else Nowhere()
 

@@ -7,7 +7,7 @@ the same patient; a training image that is also held out makes selection and tes
 of one environment only count twice.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -48,12 +48,8 @@ def find(
         contents: (N,) `Dataset.content` of each; None for an image that can't be read, which is compared with nothing.
         environments: names, by `Sample.environment`.
     """
-    by_content: dict[str, list[int]] = defaultdict(list)
-    by_group: dict[str, list[int]] = defaultdict(list)
-    for i, (sample, content) in enumerate(zip(samples, contents, strict=True)):
-        by_group[sample.group].append(i)
-        if content is not None:
-            by_content[content].append(i)
+    by_content = _repeated(contents)
+    by_group = _repeated([sample.group for sample in samples])
 
     leaks: list[Leak] = []
 
@@ -63,11 +59,10 @@ def find(
             leaks.append(Leak(kind, tuple(sorted(places)), files, patient))
 
     def compare_places(kind: Literal["image", "patient"], indices: list[int], patient: str = "") -> None:
-        if len(indices) > 1:
-            in_environments = _by_place(indices, [environments[samples[i].environment] for i in indices])
-            compare(kind, in_environments, patient)
-            for environment, inside in in_environments.items():
-                compare(kind, _by_place(inside, [f"{environment}/{splits[i]}" for i in inside]), patient)
+        in_environments = _by_place(indices, [environments[samples[i].environment] for i in indices])
+        compare(kind, in_environments, patient)
+        for environment, inside in in_environments.items():
+            compare(kind, _by_place(inside, [f"{environment}/{splits[i]}" for i in inside]), patient)
 
     for indices in by_content.values():
         compare_places("image", indices)
@@ -88,6 +83,16 @@ def report(leaks: Iterable[Leak]) -> list[str]:
         are = "is" if len(found) == 1 else "are"
         lines.append(f"{len(found)} {kind}{'s' * (len(found) > 1)} {are} in {' and in '.join(places)}: {shown}{more}")
     return lines
+
+
+def _repeated(values: Sequence[str | None]) -> dict[str, list[int]]:
+    """Return where each value stands that occurs more than once; None is no value."""
+    more_than_once = {value for value, count in Counter(values).items() if count > 1 and value is not None}
+    found: dict[str, list[int]] = defaultdict(list)
+    for i, value in enumerate(values):
+        if value in more_than_once:
+            found[value].append(i)
+    return found
 
 
 def _by_place(indices: list[int], places: list[str]) -> dict[str, list[int]]:

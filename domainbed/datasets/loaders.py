@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -80,6 +81,7 @@ class TrainLoader:
         if left:
             raise ValueError(f"{batch_size} images can't be shared equally by {num_processes} processes")
         self.share = slice(process * size, (process + 1) * size)
+        self.order = lru_cache(maxsize=2 * len(environments))(self._order)  # an epoch's is asked for at every step
         self.rows = {environment: images.select(environment, "train") for environment in environments}
         small = {images.environments[e]: len(rows) for e, rows in self.rows.items() if len(rows) < batch_size}
         if small:
@@ -106,12 +108,14 @@ class TrainLoader:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = positions // len(rows)
         chosen = [
-            np.random.default_rng((self.seed, environment, 0, int(epoch))).permutation(len(rows))[
-                positions[epochs == epoch] % len(rows)
-            ]
-            for epoch in np.unique(epochs)
+            self.order(environment, int(epoch))[positions[epochs == epoch] % len(rows)] for epoch in np.unique(epochs)
         ]
         return rows[np.concatenate(chosen)]
+
+    def _order(self, environment: int, epoch: int) -> np.ndarray:
+        """Return the permutation in which one environment's training rows are walked in one epoch."""
+        generator = np.random.default_rng((self.seed, environment, 0, epoch))
+        return generator.permutation(len(self.rows[environment]))
 
     def read(self, step: int) -> list[Raw]:
         """Return this process's share of a step's images, as stored, for every training environment.

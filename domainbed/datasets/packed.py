@@ -175,7 +175,7 @@ def pack(
     cache_dir, num_workers = Path(cache_dir), max(1, num_workers)
     with _writing_to(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-    source = _Source(dataset, [int(index) for index in indices], mask_classes)
+    source = _Source(dataset, np.asarray(indices, dtype=np.int64), mask_classes)
     with digests_remembered_in(cache_dir / "digests.json"):
         source.look(num_workers)
     store = Store.of(dataset, mask_classes, cache_dir)
@@ -187,6 +187,7 @@ def pack(
         if missing := source.missing(places):
             store.add(source, missing, num_workers, report)
             places = store.find(source.keys)
+    source.keys = source.keys[:0]  # looked up, and not needed any more
     return source.pack(store, places, num_workers, report)
 
 
@@ -199,7 +200,7 @@ class _Source:
         reasons: why there is no row, by position.
     """
 
-    def __init__(self, dataset: Dataset, indices: list[int], mask_classes: MaskClasses | None) -> None:
+    def __init__(self, dataset: Dataset, indices: np.ndarray, mask_classes: MaskClasses | None) -> None:
         self.dataset, self.indices, self.mask_classes = dataset, indices, mask_classes
         self.contents: list[str] = []
         self.mask_contents: list[str] = []
@@ -209,7 +210,7 @@ class _Source:
     def look(self, num_workers: int) -> None:
         """Find out what every image and mask holds, without decoding it."""
         digests = bytearray()
-        looked = _in_order(self._content, range(len(self.indices)), num_workers, "looking at images")
+        looked = _in_order(self._content, range(len(self.indices)), num_workers, "looking at images", at_once=256)
         for position, (content, mask_content, reason) in enumerate(looked):
             self.contents.append(content)
             self.mask_contents.append(mask_content)
@@ -220,7 +221,7 @@ class _Source:
 
     def _content(self, position: int) -> tuple[str, str, str]:
         """Return an image's content, that of its masks, and why it has none."""
-        index, classes = self.indices[position], self.mask_classes
+        index, classes = int(self.indices[position]), self.mask_classes
         try:
             return self.dataset.content(index), self.dataset.mask_content(index, classes.names) if classes else "", ""
         except UnreadableImage as error:
@@ -236,7 +237,7 @@ class _Source:
 
     def read(self, position: int) -> list[np.ndarray] | str:
         """Return the image, and its plane where there are masks; or the reason why there is none."""
-        index, (channels, height, width) = self.indices[position], self.dataset.input_shape
+        index, (channels, height, width) = int(self.indices[position]), self.dataset.input_shape
         try:
             arrays = {"read": self.dataset.read(index)}
             if self.mask_classes is not None:
@@ -251,7 +252,7 @@ class _Source:
 
     def pack(self, store: "Store", places: np.ndarray, num_workers: int, report: Callable[[str], None]) -> Pack:
         """Return what can be read, with the rows of a store for what is in it."""
-        kept = np.array([at for at in range(len(self.indices)) if at not in self.reasons], dtype=np.int64)
+        kept = np.setdiff1d(np.arange(len(self.indices)), list(self.reasons))
         places = places[kept]
         records = store.records()
 
@@ -291,7 +292,7 @@ class _Source:
 
         return Pack(
             rows=rows(0, ROWS),
-            indices=np.array(self.indices, dtype=np.int64)[kept],
+            indices=self.indices[kept],
             contents=[self.contents[position] for position in kept],
             unreadable=[(self.dataset.samples[self.indices[at]].name, self.reasons[at]) for at in sorted(self.reasons)],
             masks=rows(1, MASKS) if self.mask_classes else None,
@@ -534,22 +535,28 @@ def _writing_to(cache_dir: Path) -> Iterator[None]:
 
 
 def _in_order(
-    function: Callable[[Item], Result], items: Sequence[Item], num_workers: int, doing: str
+    function: Callable[[Item], Result], items: Sequence[Item], num_workers: int, doing: str, at_once: int = 1
 ) -> Generator[Result, None, None]:
-    """Yield `function(item)` in order, computed in threads, a few items ahead; show progress after two seconds."""
+    """Yield `function(item)` in order, computed in threads, a little ahead; show progress after two seconds.
+
+    A thread is given `at_once` items, which should be more than one where each takes less time than handing it over.
+    """
     executor = ThreadPoolExecutor(num_workers)
-    ahead: deque[Future[Result]] = deque()
+    ahead: deque[Future[list[Result]]] = deque()
+    starts = deque(range(0, len(items), at_once))
+
+    def several(start: int) -> list[Result]:
+        return [function(item) for item in items[start : start + at_once]]
+
     terminal = os.isatty(2)
     try:
         with tqdm(total=len(items), desc=doing, unit="image", delay=2, mininterval=0.2 if terminal else 10) as bar:
-            for item in items:
-                ahead.append(executor.submit(function, item))
-                if len(ahead) > 4 * num_workers:
-                    yield ahead.popleft().result()
-                    bar.update()
-            while ahead:
-                yield ahead.popleft().result()
-                bar.update()
+            while starts or ahead:
+                while starts and len(ahead) <= 4 * num_workers:
+                    ahead.append(executor.submit(several, starts.popleft()))
+                done = ahead.popleft().result()
+                yield from done
+                bar.update(len(done))
     finally:
         executor.shutdown(cancel_futures=True)
 

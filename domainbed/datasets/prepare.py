@@ -198,8 +198,8 @@ def prepare(
         environment=np.array([sample.environment for sample in kept], dtype=np.int64),
         labels=np.array([sample.label for sample in kept], dtype=np.int64),
         split=np.asarray(split),
-        groups=np.array([sample.group for sample in kept]),
-        names=np.array([sample.name for sample in kept]),
+        groups=np.array([sample.group for sample in kept], dtype=object),  # the same texts, not copies of one length
+        names=np.array([sample.name for sample in kept], dtype=object),
         unreadable=packed.unreadable,
         leaks=leaks,
         contents=packed.contents,
