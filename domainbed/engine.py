@@ -13,7 +13,9 @@ import gc
 import json
 import os
 import platform
+import random
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -22,10 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm, Gradients, Minibatch, move, parameters_of, take_gradients
@@ -34,6 +37,8 @@ from domainbed.errors import UserError
 from domainbed.objectives import rows, schedules
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
+#: What gloo and NCCL say when another process has gone.
+PARTNER_LOST = re.compile("[Cc]onnection (closed|reset|refused)|by peer|Broken pipe|NCCL|gloo|[Tt]imed out")
 Result = TypeVar("Result")
 #: That processes wait for each other: while one decodes, the others have nothing to do. One that ends is noticed at
 #: once.
@@ -97,22 +102,26 @@ class Engine:
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device = cuda, but torch finds no usable GPU. Use --device cpu, or install a CUDA build")
+        if compile and (device == "cpu" or not torch.cuda.is_available()) and not shutil.which(_compiler()):
+            raise UserError(
+                f"compile = true needs a C++ compiler for the processor, and there is no {_compiler()!r}. Install one, "
+                "such as g++, name it in $CXX, or leave compile out"
+            )
         on_cpu = device == "cpu" or not torch.cuda.is_available()
-        self.precision = resolve_precision(precision, on_cpu)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = not deterministic
         # accelerate keeps its settings in process-wide state; several runs in one process must not inherit them
         AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(
-            cpu=on_cpu,
-            mixed_precision="bf16" if self.precision == "bf16" else "no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
-        )
+        processes = PartialState(cpu=on_cpu, timeout=WAIT)
+        # one process measures for all, on a machine where the others are quiet
+        found = [resolve_precision(precision, on_cpu) if processes.is_main_process else ""]
+        self.precision: str = (broadcast_object_list(found) if processes.num_processes > 1 else found)[0]
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if self.precision == "bf16" else "no")
         self.device = self.accelerator.device
         self.process, self.num_processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.accumulate, self.compile = accumulate, compile
+        self.accumulate, self.compile, self.deterministic = accumulate, compile, deterministic
         self.algorithm: Algorithm | None = None
         self.average: list[Tensor] | None = None
 
@@ -132,6 +141,7 @@ class Engine:
         parts = [f"{self.device.type} ({name})", self.precision, f"{torch.get_num_threads()} threads"]
         parts += [f"{self.num_processes} processes"] * (self.num_processes > 1)
         parts += [f"{self.accumulate} pieces"] * (self.accumulate > 1) + ["compiled"] * self.compile
+        parts += ["deterministic"] * self.deterministic
         return ", ".join([*parts, f"torch {torch.__version__}"])
 
     # --- an algorithm and its step ---
@@ -142,13 +152,11 @@ class Engine:
 
         Args:
             algorithm: to be trained.
-            steps: of the whole run, which a cosine schedule of the learning rate ends with.
+            steps: of the whole run, which a cosine schedule of the learning rate ends with; not needed to evaluate.
 
         Raises:
             UserError: out of memory; or the batch is to be computed in parts, and the algorithm can't be.
         """
-        if steps is None and algorithm.hparams.lr_schedule == "cosine":
-            raise ValueError("a cosine schedule needs the number of steps of the run")
         algorithm.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.device.type == "cpu" and self.precision == "bf16":
             keep_tiny_convolutions_in_float32(algorithm)
@@ -160,8 +168,8 @@ class Engine:
         self.module, *prepared = self.accelerator.prepare(algorithm, *optimizers.values())
         self.optimizers: dict[str, Any] = dict(zip(optimizers, prepared, strict=True))
         self.rates = {name: [group["lr"] for group in one.param_groups] for name, one in self.optimizers.items()}
-        self.algorithm, self.steps, self.taken = algorithm, steps or 0, int(algorithm.step)
-        self.average = [one.clone() for one in self.averaged_tensors()] if algorithm.hparams.weight_ema else None
+        self.algorithm, self.steps, self.taken = algorithm, steps, int(algorithm.step)
+        self.average = None  # begins with the first step
         algorithm.engine = self
 
     def refuse_parts(self, algorithm: Algorithm, num_optimizers: int) -> None:
@@ -197,6 +205,7 @@ class Engine:
         Raises:
             NonFiniteLoss: before any weight moved.
             UserError: out of memory, or another process has ended.
+            ValueError: a cosine schedule, and `prepare` was not told the number of steps.
         """
         assert self.algorithm is not None, "prepare an algorithm first"
         with self.partners_explained():
@@ -207,21 +216,33 @@ class Engine:
             for name, norm in norms.items():
                 present = [one for one in gradients[name] if one is not None]
                 torch._foreach_mul_(present, (hparams.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        if hparams.lr_schedule != "constant" or hparams.lr_warmup:
+            self.set_rates()
+        if hparams.weight_ema and self.average is None:
+            self.average = [one.clone() for one in self.averaged_tensors()]
+        move(gradients, self.optimizers)
+        self.algorithm.finish_step()
+        self.taken += 1
+        if self.average is not None:
+            # at first over fewer steps, so that the random weights of the start are soon forgotten, as TensorFlow's
+            # ExponentialMovingAverage does where it is told the number of updates
+            decay = min(hparams.weight_ema, (1 + self.taken) / (10 + self.taken))
+            torch._foreach_lerp_(self.average, self.averaged_tensors(), 1 - decay)
+        return losses
+
+    def set_rates(self) -> None:
+        """Set the learning rate of the step that comes."""
+        assert self.algorithm is not None, "prepare an algorithm first"
+        hparams = self.algorithm.hparams
+        if self.steps is None and hparams.lr_schedule == "cosine":
+            raise ValueError("a cosine schedule needs the number of steps of the run: engine.prepare(algorithm, steps)")
         factor = schedules.learning_rate(
-            hparams.lr_schedule, self.taken, self.steps,
+            hparams.lr_schedule, self.taken, self.steps or 0,
             warmup=hparams.lr_warmup, step_size=hparams.lr_step_size, gamma=hparams.lr_gamma,
         )  # fmt: skip
         for name, optimizer in self.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                 group["lr"] = rate * factor
-        move(gradients, self.optimizers)
-        self.algorithm.finish_step()
-        self.taken += 1
-        if self.average is not None:
-            # at first over fewer steps, so that the random weights of the start are soon forgotten
-            decay = min(hparams.weight_ema, (1 + self.taken) / (10 + self.taken))
-            torch._foreach_lerp_(self.average, self.averaged_tensors(), 1 - decay)
-        return losses
 
     def compute(
         self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None
@@ -260,25 +281,28 @@ class Engine:
             start += len(x) * self.num_processes
         return rows.Part(torch.cat(found), start, self.accelerator.gather)
 
-    def generators(self) -> list[Tensor]:
+    def generators(self) -> list[Any]:
         """The state of every generator that an algorithm may draw from."""
-        states = [torch.get_rng_state()]
+        states = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
         return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
 
-    def set_generators(self, states: list[Tensor]) -> None:
+    def set_generators(self, states: list[Any]) -> None:
         """Put back what `generators` returned."""
-        torch.set_rng_state(states[0])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], self.device)
+            torch.cuda.set_rng_state(states[3], self.device)
 
     def is_finite(self, minibatches: list[Minibatch]) -> bool:
         """Whether loss and gradients of some minibatches are finite; moves no weight. For finding a culprit."""
         assert self.algorithm is not None, "prepare an algorithm first"
         try:
-            loss = self.algorithm(minibatches)["loss"]
-            parameters = [parameter for parameter in self.algorithm.parameters() if parameter.requires_grad]
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            check_finite({"loss": loss}, {"main": list(gradients)})
+            for piece in range(self.accumulate):
+                loss = self.algorithm(cut(minibatches, piece, self.accumulate))["loss"]
+                parameters = [parameter for parameter in self.algorithm.parameters() if parameter.requires_grad]
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                check_finite({"loss": loss}, {"main": list(gradients)})
         except NonFiniteLoss:
             return False
         except (ValueError, RuntimeError):  # such as BatchNorm with a single image: nothing can be said
@@ -324,7 +348,7 @@ class Engine:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.taken = int(self.algorithm.step)
-        if self.average is not None:
+        if "trained" in state:
             live = self.averaged_tensors()
             self.average = [one.clone() for one in live]
             for one, trained in zip(live, state["trained"], strict=True):
@@ -375,6 +399,15 @@ class Engine:
 
     # --- the other processes ---
 
+    def share_statistics(self) -> None:
+        """Give all processes the main one's statistics of BatchNorm, which is what it saves."""
+        if self.num_processes == 1 or self.algorithm is None:
+            return
+        with self.partners_explained():
+            buffers = [one for one in self.algorithm.buffers() if one.is_floating_point()]
+            for one in [*buffers, *(self.average or ())]:
+                one.copy_(broadcast(one))
+
     def on_main(self, function: Callable[[], Result]) -> Result | None:
         """Call a function in the main process while the others wait; where it fails by a user's mistake, all end.
 
@@ -416,6 +449,10 @@ class Engine:
         with self.partners_explained():
             return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device)) > 0)
 
+    def agreed(self, flag: bool) -> bool:
+        """Whether it is true in the main process, whatever the others see of the disk."""
+        return self.any(flag and self.is_main)
+
     def gathered(self, objects: list[Any]) -> list[Any]:
         """Return the objects of all processes, in the order of their numbers."""
         if self.num_processes == 1:
@@ -429,12 +466,12 @@ class Engine:
         try:
             yield
         except RuntimeError as error:
-            if self.num_processes == 1 or not re.search("peer|socket|NCCL|[Tt]imed out|[Cc]onnection", str(error)):
+            if self.num_processes == 1 or not PARTNER_LOST.search(str(error)):
                 raise
             reason = str(error).strip().partition("\n")[0][:200]
             raise UserError(
                 f"another process of this run has ended or does not answer ({reason}); its own message says why. Go on "
-                "with --resume"
+                "with --resume, or start again if nothing was saved yet"
             ) from None
 
 
@@ -512,6 +549,10 @@ def resolve_precision(precision: str, on_cpu: bool) -> str:
     if precision == "auto":
         return "bf16" if supported and bf16_pays(torch.device("cpu" if on_cpu else "cuda")) else "float32"
     return precision
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++")
 
 
 def cpu_has_bf16() -> bool:

@@ -94,6 +94,7 @@ def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_siz
     Each of several processes takes every so many-th batch; all get the whole, in the order of the rows.
     """
     own: list[tuple[int, _Answers]] = []
+    engine.share_statistics()
     with engine.evaluation(algorithm, NOISE_SEED), computed_once(algorithm):
         starts = range(0, len(rows), batch_size)
         for number in range(engine.process, len(starts), engine.num_processes):

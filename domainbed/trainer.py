@@ -4,7 +4,8 @@
     train_all_targets(run)
 
 A step is a function of the run's seed and the step's number alone: the order of the images, their augmentation and
-every random draw are keyed by both. So going on from a checkpoint needs weights, optimisers and the step, no more.
+every random draw are keyed by both. So going on from a checkpoint needs weights (with `weight_ema` also those that are
+trained beside those that are judged), optimisers and the step, no more.
 """
 
 import random
@@ -178,7 +179,7 @@ class Training:
         log, settings, engine = self.records.log, self.settings, self.engine
         engine.wait()  # what the last training left is there for all
         title = f"target {self.name}, seed {self.seed}"
-        if (self.folder / "done").exists():
+        if engine.agreed((self.folder / "done").exists()):
             log(f"\n{title}: done already")
             return
         log(f"\n{title}: trains on {', '.join(self.images.environments[e] for e in self.sources)}")
@@ -229,6 +230,7 @@ class Training:
                     saved_at = time.monotonic()
                 if to_stop:
                     log(f"stopped by {stop.asked or 'another process'} after step {done}. Go on with --resume")
+                    engine.wait()  # until it is saved
                     raise Interrupted
         self.finish()
 
@@ -312,15 +314,16 @@ class Training:
         run, last = self.shared, self.checkpoints / "last"
         seed_everything(self.seed, -1)
         shape, classes, domains = self.images.input_shape, len(self.images.target_classes), len(self.sources)
-        resumed = checkpoint.exists(last)
+        resumed = self.engine.agreed(checkpoint.exists(last))
         build = construct if resumed else lambda cls, *args: cls(*args)
         with out_of_memory_explained("building the network"):
             self.algorithm: Algorithm = build(run.algorithm, shape, classes, domains, self.hparams)
         if not any(parameter.requires_grad for parameter in self.algorithm.parameters()):
-            raise UserError(
-                f"{self.settings.algorithm} has nothing to learn with these settings: no layer of it has weights. Give "
-                "it one that has, such as a convolution"
-            )
+            with self.engine.alike():
+                raise UserError(
+                    f"{self.settings.algorithm} has nothing to learn with these settings: no layer of it has weights. "
+                    "Give it one that has, such as a convolution"
+                )
         self.say_what_finished_runs_have_seen()
         with self.engine.alike():
             self.check_batch_norm()
@@ -409,7 +412,7 @@ class Training:
             )
         cached: dict[int, list[dict[str, Any]]] = {}
         for protocol, name in PROTOCOLS.items():
-            if not checkpoint.exists(self.checkpoints / name):
+            if not self.engine.agreed(checkpoint.exists(self.checkpoints / name)):
                 continue
             meta = checkpoint.load_weights(self.checkpoints / name, self.algorithm)
             step = int(meta["step"])
@@ -622,7 +625,7 @@ class Training:
         guilty = []
         for environment, minibatch in zip(self.sources, minibatches, strict=True):
             seed_everything(self.seed, step)
-            if not self.engine.is_finite([minibatch]):
+            if self.engine.any(not self.engine.is_finite([minibatch])):
                 guilty.append(self.images.environments[environment])
         terms = ["total_loss" if term == "loss" else term for term in error.terms]
         last = checkpoint.exists(self.checkpoints / "last")

@@ -12,11 +12,13 @@ from domainbed.algorithms.vae_dg import VAE_DG
 from domainbed.registry import ALGORITHMS
 from domainbed.testing import (
     CHECKS,
+    build,
     check_algorithm,
     check_batch_size_does_not_matter,
     check_evaluation_is_deterministic,
     check_every_parameter_learns,
     check_overfits_one_batch,
+    check_parts_make_the_same_step,
     check_resume_is_exact,
     check_save_and_load,
     check_shapes,
@@ -31,6 +33,24 @@ SMALL = {
     "VQVAE": {"num_codes": 32, "code_dim": 8, "hidden_dim": 16, "num_blocks": 1},
     "CodePrior": {"hidden_dim": 16, "num_layers": 3},
 }
+
+
+#: Options under which no term depends on the whole batch, and noise is drawn.
+IN_PARTS = {
+    "AE": {"noise": 0.3},
+    "CVAE": {"likelihood": "gaussian", "perturbed_share": 0.5},
+    "HVAE": {"likelihood": "gaussian"},
+    "UNet": {"loss": "ce"},
+    "VAE": {"likelihood": "gaussian"},
+    "VQVAE": {"likelihood": "gaussian"},
+}
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_step_in_parts(name: str) -> None:
+    options = SMALL.get(name, {}) | IN_PARTS[name]
+    assert not build(ALGORITHMS[name], **options).batch_coupled, "otherwise nothing is checked"
+    check_parts_make_the_same_step(ALGORITHMS[name], **options)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
@@ -124,6 +144,7 @@ class Unsaved(Bad):
         (Idle, check_every_parameter_learns, "unused.weight"),
         (Stuck, check_overfits_one_batch, "took the loss from"),
         (Summing, check_batch_size_does_not_matter, "batch_coupled"),
+        (Noisy, check_parts_make_the_same_step, "in two pieces. Draw noise"),
         (Noisy, check_evaluation_is_deterministic, "second time"),
         (Unbounded, check_shapes, r"not in \[0, 1\]"),
         (Unsaved, check_save_and_load, "after saving and loading"),

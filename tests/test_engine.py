@@ -227,8 +227,10 @@ def test_the_engine_follows_the_schedule_and_a_resumed_run_goes_on_with_it() -> 
     assert engine.optimizers["main"].param_groups[0]["lr"] == pytest.approx(
         0.5 * schedules.learning_rate("cosine", 5, 8), rel=1e-9
     )
+    unaware = build(AE, lr_schedule="cosine")
+    Engine("cpu", "float32").prepare(unaware)  # is enough to evaluate
     with pytest.raises(ValueError, match="number of steps"):
-        Engine("cpu", "float32").prepare(build(AE, lr_schedule="cosine"))
+        unaware.update(minibatches())
 
 
 def test_clipping_bounds_the_gradient_and_keeps_its_direction() -> None:

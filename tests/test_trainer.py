@@ -134,6 +134,59 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         assert np.array_equal(Image.open(path), Image.open(stopped / path.relative_to(straight))), path
 
 
+@pytest.mark.parametrize("algorithm", ["AE", "LatentClassifier", "VAE_DG"])
+def test_with_every_option_of_the_step_a_stopped_run_goes_on_bit_for_bit_and_is_what_evaluate_finds(
+    train, photographs: Path, algorithm: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from domainbed import cli
+
+    options = ["lr_schedule=cosine", "lr_warmup=2", "clip_norm=0.5", "weight_ema=0.5", "accumulate=2"]
+    arguments = ["--data_dir", photographs, "--algorithm", algorithm, "--test_envs", "0", *SHORT, *options]
+    arguments += ["--deterministic", "--precision", "float32"]
+    if algorithm == "LatentClassifier":
+        arguments += [f"encoder_run={untrained_run(ALGORITHMS['AE'], (3, 16, 16), num_classes=5).path}"]
+    assert train("straight", *arguments)[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        assert train("stopped", *arguments)[0] == 130
+    assert train("stopped", "--resume")[0] == 0
+    straight, stopped = run_folder("straight"), run_folder("stopped")
+    assert records(straight) == records(stopped)
+    weights = {
+        name: load_file(straight / "te_camera0/checkpoints" / name / "model.safetensors") for name in ("init", "last")
+    }
+    trained = torch.load(straight / "te_camera0/checkpoints/last/state.pt")["trained"]
+    judged = [one for one in weights["last"].values() if one.is_floating_point()]
+    assert not all(any(torch.equal(one, other) for other in judged) for one in trained), "else there is one set of them"
+    if algorithm == "LatentClassifier":  # what it has made of the training images is there from the beginning
+        (components,) = (one for name, one in weights["init"].items() if name.endswith("components"))
+        assert not torch.equal(components, torch.eye(*components.shape))
+    final = [
+        one["metrics"]
+        for one in records(straight)
+        if one["kind"] == "final"
+        and one["protocol"] == "last"
+        and (one["environment"], one["part"]) == ("camera0", "whole")
+    ]
+    capfd.readouterr()
+    words = [
+        "evaluate",
+        straight,
+        "--data_dir",
+        photographs,
+        "--checkpoint",
+        "last",
+        "--json",
+        "--precision",
+        "float32",
+    ]
+    assert cli.main([*map(str, words)]) == 0
+    found = json.loads(capfd.readouterr().out)["environments"]["camera0"]["metrics"]
+    assert found.keys() == final[0].keys()
+    for name, value in final[0].items():
+        assert found[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
+
+
 def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
     """Send this process the signal of Ctrl-C when the given step has been taken."""
     from domainbed.algorithms.base import Algorithm

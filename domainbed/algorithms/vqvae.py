@@ -19,8 +19,7 @@ Logged beside them: `perplexity`, exp of the entropy of the codes in about the l
 these images costs under those frequencies, the figure that a prior over codes has to beat. While codes still change
 their meaning, as in the first hundreds of steps, both are too high: they are of a mixture over time.
 
-It has no prior over codes, so it gives no samples: `CodePrior` is one, trained by a run of its own. Statistics of the
-codebook are those of one process. It uses no labels.
+It has no prior over codes, so it gives no samples: `CodePrior` is one, trained by a run of its own. It uses no labels.
 """
 
 import math

@@ -26,8 +26,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 #: `test_envs` is compared once its names are known.
 MOVABLE = {
     "data_dir", "results_dir", "cache_dir", "num_workers", "device", "eval_batch_size", "test_envs", "plugin", "resume",
-    "show", "debug", "download", "accumulate", "compile",
-    "deterministic",
+    "show", "debug", "download", "accumulate", "compile", "deterministic",
 }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ stopped at any moment and goes on where it was; a file that has changed is decod
   --clear   delete it
   --json    print one JSON object instead of text
 
-With --check and --clear, --data_dir or --dataset choose one data set; without them it is all that --cache_dir keeps.
+--check and --clear are of all that --cache_dir keeps. With settings they are of what a run with these settings reads
+from: rows of one data set, preprocessing and size, which all folders of such images share.
 
 examples:
   python -m domainbed pack --data_dir DR2/ image_size=224
@@ -44,13 +45,12 @@ def main(argv: list[str]) -> int:
     settings = configuration.settings
 
     from domainbed.datasets.packed import Store, pack
-    from domainbed.datasets.prepare import default_cache_dir, default_num_workers, report_unreadable
+    from domainbed.datasets.prepare import choose, default_cache_dir, default_num_workers, report_unreadable
 
     cache_dir = settings.cache_dir or default_cache_dir()
     num_workers = settings.num_workers or default_num_workers()
-    if (check or clear) and not arguments.values.keys() & {"data_dir", "dataset"} and not arguments.files:
-        stores = Store.all(cache_dir)
-        return inspect(stores, clear, num_workers, as_json, str(cache_dir))
+    if (check or clear) and not arguments.files and arguments.values.keys() <= {"cache_dir", "num_workers"}:
+        return inspect(Store.all(cache_dir), clear, num_workers, as_json, str(cache_dir))
 
     dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
     classes = dataset.chosen_masks() if configuration.algorithm.needs_masks else None
@@ -61,9 +61,13 @@ def main(argv: list[str]) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
-    count = len(dataset.samples)
-    packed = pack(dataset, range(count), cache_dir, num_workers, say, classes)
-    report_unreadable(packed.unreadable, count, settings.skip_unreadable, say)
+    _, chosen = choose(dataset, settings.trial_seed, settings.holdout_fraction, settings.subset_size)
+    packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, say, classes)
+    report_unreadable(packed.unreadable, len(chosen), settings.skip_unreadable, say)
+    if not store.folder.is_dir():
+        raise UserError(
+            f"nothing could be kept in {cache_dir}. Make room, or name another folder with cache_dir=<folder>"
+        )
     print(json.dumps(described(store)) if as_json else line_of(described(store)))
     return 0
 
@@ -99,7 +103,7 @@ def described(store: Any) -> dict[str, Any]:
         "data_set": store.about["data set"][0],
         "image_size": store.about["image_size"],
         "preprocess": store.about["preprocess"][:-1],
-        "images": len(store.records()),
+        "images": store.num_rows,
         "bytes": store.num_bytes,
     }
 

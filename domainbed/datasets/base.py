@@ -95,6 +95,11 @@ class Dataset:
         return (self.preprocess.channels, self.hparams.image_size, self.hparams.image_size)
 
     @property
+    def least_side(self) -> int | None:
+        """Pixels that the shorter side of a photograph is decoded to at least; None where `read` decodes it whole."""
+        return None
+
+    @property
     def labels(self) -> np.ndarray:
         """(N,) int64 class indices of all samples."""
         return np.array([sample.label for sample in self.samples], dtype=np.int64)

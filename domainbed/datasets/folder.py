@@ -90,7 +90,7 @@ class Folder(Dataset):
             UnreadableImage: the file can't be decoded whole.
         """
         path = self._root / self.samples[index].name
-        return self.preprocess(images.read_image(path, self.preprocess.least_side))[0]
+        return self.preprocess(images.read_image(path, self.least_side))[0]
 
     def content(self, index: int) -> str:
         """Return the SHA-256 of the file.

@@ -147,7 +147,7 @@ class _DigestMemory:
     def digest(self, path: str | os.PathLike[str]) -> str:
         key, status = os.path.abspath(path), os.stat(path)
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        match self.known.get(key):
+        match self.new.get(key) or self.known.get(key):
             case [size, modified, changed, str(known)] if [size, modified, changed] == stamp:
                 return known
         found = _sha256(path)

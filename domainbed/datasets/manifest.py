@@ -87,9 +87,12 @@ class Manifest(Dataset):
         Raises:
             UnreadableImage: the file can't be decoded whole.
         """
-        # with masks an image is decoded as whole as they are, so that both are cropped alike
-        least_side = None if self.masks else self.preprocess.least_side
-        return self.preprocess(images.read_image(self._path(self.samples[index].name), least_side))[0]
+        return self.preprocess(images.read_image(self._path(self.samples[index].name), self.least_side))[0]
+
+    @property
+    def least_side(self) -> int | None:
+        """Pixels that the shorter side is decoded to at least; with masks an image is decoded whole, as they are."""
+        return None if self.masks else self.preprocess.least_side
 
     def read_masks(self, index: int, kinds: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Return the masks of image `index` by kind, uint8 (H, W), preprocessed with their image.

@@ -79,8 +79,8 @@ class Pack:
 class Rows:
     """Arrays of one shape, read from disk when they are asked for: `rows[7]`, `rows[[7, 8]]`, `rows[2:9]`.
 
-    A row's checksum is compared the first time that it is read. One whose bytes are damaged is decoded from its file
-    from then on, as one is that isn't on the disk. Any thread may read.
+    A row's checksum is compared whenever it is read. One that is damaged, or that the disk fails to give, is decoded
+    from its file from then on, as one is that isn't on the disk. Any thread may read.
 
     Args:
         file: of the pack, where anything is in it. row_shape: of one row.
@@ -106,10 +106,11 @@ class Rows:
     ) -> None:
         self.shape, self._row_shape = (len(positions), *row_shape), row_shape
         self._positions, self._checksums = positions.copy(), checksums
-        self._row_bytes, self._checked = int(np.prod(row_shape)), np.zeros(len(positions), dtype=bool)
+        self._row_bytes = int(np.prod(row_shape))
         self._decode, self._damaged, self._num_workers = decode, damaged, num_workers
         self._file: int | None = None
-        if (positions >= 0).any():  # read, not memory-mapped: where a mapped file is cut short, the process is killed
+        # read, not memory-mapped: where a mapped file is cut short, the process is killed
+        with contextlib.suppress(OSError):
             self._file = os.open(file, os.O_RDONLY)
             weakref.finalize(self, os.close, self._file)
 
@@ -123,9 +124,13 @@ class Rows:
             IndexError: there is no such row.
             UserError: a row that has to be decoded can't be, or its image has changed.
         """
-        chosen = np.arange(len(self))[wanted]
-        if chosen.ndim == 0:
-            return self[[chosen]][0]
+        if isinstance(wanted, (int, np.integer)):
+            return self[[wanted]][0]
+        chosen = np.arange(len(self))[wanted] if isinstance(wanted, slice) else np.asarray(wanted)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        if len(chosen) and not -len(self) <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"rows {chosen.min()} to {chosen.max()} of {len(self)}")
+        chosen = np.where(chosen < 0, chosen + len(self), chosen)
         found = np.empty((len(chosen), *self._row_shape), dtype=np.uint8)
         absent = [at for at, row in enumerate(chosen.tolist()) if not self._read(row, found[at])]
         if absent:
@@ -139,10 +144,10 @@ class Rows:
         position = int(self._positions[row])
         if position < 0 or self._file is None:
             return False
-        count = os.preadv(self._file, [into.data], position * self._row_bytes)
-        if count == self._row_bytes and (self._checked[row] or zlib.crc32(into.data) == self._checksums[row]):
-            self._checked[row] = True
-            return True
+        with contextlib.suppress(OSError):
+            count = os.preadv(self._file, [into.data], position * self._row_bytes)
+            if count == self._row_bytes and zlib.crc32(into.data) == self._checksums[row]:
+                return True
         self._positions[row] = -1
         self._damaged(row)
         return False
@@ -176,17 +181,18 @@ def pack(
     with _writing_to(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
     source = _Source(dataset, np.asarray(indices, dtype=np.int64), mask_classes)
+    store = Store.of(dataset, mask_classes, cache_dir)
     with digests_remembered_in(cache_dir / "digests.json"):
         source.look(num_workers)
-    store = Store.of(dataset, mask_classes, cache_dir)
-    places = store.find(source.keys, report)
-    with store.locked(report) if source.missing(places) else contextlib.nullcontext():
-        places = store.find(source.keys)  # another process may have decoded what was missing
-        if found := int((places >= 0).sum()):
-            report(f"found {found} decoded images in {store.folder}")
-        if missing := source.missing(places):
-            store.add(source, missing, num_workers, report)
-            places = store.find(source.keys)
+        places = store.find(source.keys, report)
+        may_write = os.access(cache_dir, os.W_OK)
+        with store.locked(report) if may_write and source.missing(places) else contextlib.nullcontext():
+            places = store.find(source.keys)  # another process may have decoded what was missing
+            if found := int((places >= 0).sum()):
+                report(f"found {found} decoded images in {store.folder}")
+            if missing := source.missing(places):
+                store.add(source, missing, num_workers, report)
+                places = store.find(source.keys)
     source.keys = source.keys[:0]  # looked up, and not needed any more
     return source.pack(store, places, num_workers, report)
 
@@ -244,6 +250,8 @@ class _Source:
                 arrays["read_mask"] = self.dataset.read_mask(index, self.mask_classes)
         except UnreadableImage as error:
             return str(error)
+        if self._content(position)[:2] != (self.contents[position], self.mask_contents[position]):
+            return "it changed while it was being read"
         for (method, array), shape in zip(arrays.items(), [(height, width, channels), (height, width)], strict=False):
             if array.shape != shape or array.dtype != np.uint8:
                 name, cls = self.dataset.samples[index].name, type(self.dataset).__name__
@@ -264,15 +272,12 @@ class _Source:
             position = int(kept[row])
             content, mask_content, reason = self._content(position)
             if not reason and (content, mask_content) != (self.contents[position], self.mask_contents[position]):
-                raise UserError(
-                    f"{name(row)} has changed since the run began. Put it back and go on with --resume, or start "
-                    "another run"
-                )
+                reason = "it has changed since"
             arrays = reason or self.read(position)
             if isinstance(arrays, str):
                 raise UserError(
-                    f"{name(row)} could be read when the run began, and now can't be: {arrays}. Put it back and go on "
-                    "with --resume"
+                    f"{name(row)} was readable when the run began, and is not as it was: {arrays}. Put it back and go "
+                    "on with --resume, or start another run"
                 )
             return arrays[part]
 
@@ -323,6 +328,7 @@ class Store:
             "data set": [name, type(dataset).__qualname__, dataset.version],
             "preprocess": [*dataset.preprocess.names, preprocess.VERSION],
             "image_size": dataset.preprocess.image_size,
+            "least_side": dataset.least_side,
             "masks": [mask_classes.names, mask_classes.exclusive] if mask_classes else None,
             "rows": {ROWS: (height, width, channels), **({MASKS: (height, width)} if mask_classes else {})},
         }
@@ -374,18 +380,21 @@ class Store:
         """
         needed = len(missing) * self.row_bytes + _SPARE_BYTES
         free = shutil.disk_usage(self.folder.parent).free
-        if needed > free:
+        may_write = os.access(self.folder.parent, os.W_OK)
+        to_disk = may_write and needed <= free
+        if not to_disk:
+            why = f"has {size_text(free)} free" if may_write else "can't be written"
             report(
-                f"WARNING: {len(missing)} decoded images need {size_text(needed)}, but {self.folder.parent} has "
-                f"{size_text(free)} free: they are decoded each time they are asked for, which is slow. Make room, or "
-                "name a folder on another disk with cache_dir=<folder>"
+                f"WARNING: {len(missing)} decoded images need {size_text(needed)}, but {self.folder.parent} {why}: "
+                "they are decoded each time they are asked for, which is slow. Make room, or name another folder with "
+                "cache_dir=<folder>"
             )
-        started, count, doing = time.monotonic(), 0, "decoding images" if needed <= free else "checking images"
+        started, count, doing = time.monotonic(), 0, "decoding images" if to_disk else "checking images"
         with contextlib.ExitStack() as stack:
             images = _in_order(source.read, missing, num_workers, doing)
             stack.enter_context(contextlib.closing(images))  # ends its threads if writing fails
             writer = None
-            if needed <= free:
+            if to_disk:
                 with _writing_to(self.folder.parent):
                     writer = stack.enter_context(_Writer(self))
             for position, arrays in zip(missing, images, strict=True):
@@ -410,8 +419,12 @@ class Store:
             os.pwrite(index.fileno(), bytes(_RECORD.itemsize), position * _RECORD.itemsize)
 
     def check(self, num_workers: int) -> tuple[int, int]:
-        """Read everything; mark damaged rows as not to be used. Return the number of good rows, and of damaged ones."""
+        """Read everything; mark damaged rows as not to be used. Return the number of good rows, and of damaged ones.
+
+        Rows that are not there whole count as damaged, too.
+        """
         records = self.records()
+        lost = self._size(INDEX) // _RECORD.itemsize - len(records)
         used = np.flatnonzero(records != np.zeros((), _RECORD))
         bad: set[int] = set()
 
@@ -424,7 +437,7 @@ class Store:
                 pass
         for row in bad:
             self.void(int(used[row]))
-        return len(used) - len(bad), len(bad)
+        return len(used) - len(bad), len(bad) + lost
 
     def clear(self) -> None:
         """Delete the store.
@@ -440,6 +453,12 @@ class Store:
                     f"another process is decoding images into {self.folder}. Wait until it ends, or stop it"
                 ) from None
             shutil.rmtree(self.folder)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are on the disk whole, and in use."""
+        records = self.records()
+        return int((records != np.zeros((), _RECORD)).sum())
 
     @property
     def num_bytes(self) -> int:
@@ -485,7 +504,10 @@ class _Writer:
     def __enter__(self) -> "_Writer":
         folder = self.store.folder
         folder.mkdir(exist_ok=True)
-        (folder / ABOUT).write_text(json.dumps(self.store.about, indent=1), encoding="utf-8")
+        if not (folder / ABOUT).exists():
+            draft = folder / f".{ABOUT}"
+            draft.write_text(json.dumps(self.store.about, indent=1), encoding="utf-8")
+            os.replace(draft, folder / ABOUT)
         sizes = {name: int(np.prod(shape)) for name, shape in self.store.row_shapes.items()}
         for name, row_bytes in (sizes | {INDEX: _RECORD.itemsize}).items():
             (folder / name).touch()

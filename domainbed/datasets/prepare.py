@@ -173,13 +173,7 @@ def prepare(
     """
     check_environment_names(dataset.environments)
     samples, mask_classes = dataset.samples, dataset.chosen_masks() if with_masks else None
-    if holdout_fraction is None:
-        assigned = np.full(len(samples), splits.TEST)
-    else:
-        assigned = splits.assign(samples, trial_seed, holdout_fraction)
-    chosen = np.arange(len(samples))
-    if subset_size is not None:
-        chosen = splits.subset(samples, assigned, subset_size, trial_seed, dataset.environments)
+    assigned, chosen = choose(dataset, trial_seed, holdout_fraction, subset_size)
     packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, report, mask_classes)
     report_unreadable(packed.unreadable, len(chosen), skip_unreadable, report)
     kept = [samples[index] for index in packed.indices]
@@ -214,6 +208,24 @@ def prepare(
         name = images.names[images.labels == UNLABELLED][0]
         raise UserError(f"some images have labels and others, such as {name}, have none. Label all of them or none")
     return images
+
+
+def choose(
+    dataset: Dataset, trial_seed: int, holdout_fraction: float | None, subset_size: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the split of every image (N,), and the indices (M,) of those that a run takes; arguments as of `prepare`.
+
+    Raises:
+        UserError: a subset larger than an environment.
+    """
+    samples = dataset.samples
+    if holdout_fraction is None:
+        assigned = np.full(len(samples), splits.TEST)
+    else:
+        assigned = splits.assign(samples, trial_seed, holdout_fraction)
+    if subset_size is None:
+        return assigned, np.arange(len(samples))
+    return assigned, splits.subset(samples, assigned, subset_size, trial_seed, dataset.environments)
 
 
 def report_unreadable(

@@ -70,6 +70,11 @@ def _own(draw: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
     now = _current
     if now is None:
         return draw(x, *arguments)
+    if len(x) != len(now.rows):
+        raise ValueError(
+            f"noise is drawn for the {len(now.rows)} rows of a batch, all environments joined, but x has {len(x)}. "
+            "Draw it for all of them at once, or let the algorithm be batch_coupled"
+        )
     # numbers are drawn in the order of memory, so the whole has the layout of its part
     channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format

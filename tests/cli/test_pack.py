@@ -53,11 +53,22 @@ def test_check_and_clear(photographs: Path, cache: Path, capfd) -> None:
     assert f"{count - 1} images, 1 damaged, 16 px" in out and f"{count} images, 0 damaged, 24 px" in out
     assert "the next run decodes them again" in out
 
+    assert pack("--clear", "--data_dir", photographs, "image_size=48") == 0
+    assert pack("--clear", "image_size=24") == 0, "of another data set"
+    assert large.folder.exists() and small.folder.exists()
     assert pack("--clear", "--data_dir", photographs, "image_size=24") == 0
     assert not large.folder.exists() and small.folder.exists()
     assert pack("--clear") == 0
     assert Store.all(cache) == [] and "deleted" in capfd.readouterr().out
     assert pack("--check") == 0 and "no decoded images in" in capfd.readouterr().out
+
+
+def test_a_subset_is_packed_as_a_run_takes_it(train, photographs: Path, cache: Path, capfd) -> None:
+    assert pack("--data_dir", photographs, "image_size=16", "subset_size=10") == 0
+    assert "decoded 30 images" in capfd.readouterr().out
+    words = ["--data_dir", photographs, "--debug", "batch_size=2", "--subset_size", 10, "--cache_dir", cache]
+    status, out, _ = train("subset", *words)
+    assert status == 0 and "found 30 decoded images" in out and "decoded 0" not in out
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Packs of small folders: what is in them, when they are found again, and what is left when things fail."""
 
 import fcntl
+import os
 import re
 import shutil
 import signal
@@ -389,10 +390,10 @@ def test_without_room_images_are_decoded_when_asked_for(
     assert len(packed.Store.all(cache)[0].records()) == 1
 
     Image.new("RGB", (8, 8)).save(folder / "0.png")
-    with pytest.raises(UserError, match=r"0.png has changed since the run began.*--resume"):
+    with pytest.raises(UserError, match=r"0.png was readable .* it has changed since. Put it back .*--resume"):
         pack.rows[0]
     (folder / "1.png").unlink()
-    with pytest.raises(UserError, match=r"1.png could be read when the run began.*no such file.*--resume"):
+    with pytest.raises(UserError, match=r"1.png was readable when the run began.*no such file.*--resume"):
         pack.rows[[2, 1]]
 
 
@@ -433,6 +434,51 @@ def test_an_unwritable_cache_is_a_user_error(folder: Path, tmp_path: Path, monke
             build(Folder(folder), cache)
 
 
+def test_a_readonly_cache_serves_what_it_has_and_the_rest_is_decoded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    build(Folder(folder), cache, [0, 1, 2])
+    (folder / "4.png").write_bytes(b"not an image")
+    monkeypatch.setattr(packed.Store, "locked", lambda self, report: pytest.fail("wanted to write"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may write anywhere
+    dataset = Folder(folder)
+    pack, reports = build(dataset, cache)
+    assert [name for name, _ in pack.unreadable] == ["4.png"]
+    assert "can't be written: they are decoded each time" in reports[-1]
+    np.testing.assert_array_equal(everything(pack), expected(folder, [0, 1, 2, 3, 5, 6]))
+
+
+def test_a_disk_that_fails_to_read_costs_time_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, reports = build(Folder(folder), tmp_path / "cache")
+    failing = OSError(5, "Input/output error")
+    monkeypatch.setattr(os, "preadv", lambda *arguments: (_ for _ in ()).throw(failing))
+    np.testing.assert_array_equal(everything(pack), expected(folder))
+    assert len(reports) == 8 and "is damaged" in reports[-1]
+
+
+def test_a_file_that_changes_while_it_is_decoded_is_not_kept(folder: Path, tmp_path: Path) -> None:
+    dataset = Folder(folder)
+
+    def read(index: int) -> np.ndarray:
+        if index == 3:
+            Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / "3.png")
+        return Folder.read(dataset, index)
+
+    dataset.read = read  # type: ignore[method-assign]
+    pack, _ = build(dataset, tmp_path / "cache")
+    assert pack.unreadable == [("3.png", "it changed while it was being read")]
+    assert (build(Folder(folder), tmp_path / "cache")[0].rows[3] == 9).all()
+
+
+def test_how_an_image_is_decoded_is_part_of_the_key(folder: Path, tmp_path: Path) -> None:
+    reduced = type("Folder", (Folder,), {"least_side": 12})
+    stores = {packed.Store.of(cls(folder), None, tmp_path).folder for cls in (Folder, reduced)}
+    assert len(stores) == 2
+
+
 def test_a_readonly_cache_still_serves_its_packs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(Folder(folder), tmp_path / "cache")
     monkeypatch.setattr(packed.Store, "locked", lambda self, report: pytest.fail("wanted to write"))
@@ -447,9 +493,11 @@ def test_check_finds_what_is_damaged(folder: Path, tmp_path: Path) -> None:
     _flip("rows.u8", 6 * ROW)(store.folder)
     assert store.check(2) == (5, 2)
     assert store.check(2) == (5, 0), "they are marked, and made again by the next run"
+    _cut("rows.u8", 6 * ROW)(store.folder)
+    assert store.check(2) == (5, 1), "what was cut off is damaged, too"
     dataset = Folder(folder)
     build(dataset, tmp_path / "cache")
-    assert sorted(dataset.decoded) == [4, 6] and store.check(1) == (7, 0)
+    assert sorted(dataset.decoded) == [4, 6] and store.check(1) == (7, 0) and store.num_rows == 7
 
 
 def test_what_is_being_added_to_is_not_cleared(folder: Path, tmp_path: Path) -> None:
