@@ -4,10 +4,10 @@
 
 Both sides train the same network, built by the same class with random weights, on the same random images, which lie
 on the device already; what differs is how. Ours is `Engine` with its automatic choices: bf16 where the hardware
-computes in it, channels last, a fused optimiser, gradients checked to be finite. The baseline is float32 as torch's
-defaults have it, NCHW, `torch.optim.Adam` as it is, zero_grad, backward, step, and `.item()` for each loss; on a GPU
-with deterministic cuDNN, as DomainBed sets it. A measurement is one step, after one that is not counted; they are taken
-in turn, and the ratio is that of the medians.
+computes in it, channels last, a fused optimiser, gradients checked to be finite, on a CPU freed memory kept. The
+baseline is float32 as torch's defaults have it, NCHW, `torch.optim.Adam` as it is, zero_grad, backward, step, `.item()`
+for each loss, in a process of its own; on a GPU with deterministic cuDNN, as DomainBed sets it. A measurement
+is one step, after one that is not counted; they are taken in turn, and the ratio is that of the medians.
 
 The ceiling is the rate at which this machine multiplies matrices with `torch.mm`, the best of several. The operations
 of a step are counted in forward and backward by torch's FlopCounterMode, which sees products and convolutions alone;
@@ -15,9 +15,11 @@ their rate divided by the ceiling of the precision that was used is the share.
 """
 
 import argparse
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import torch
 from paired import PlainTraining, guarded_by, in_turn, parser, record, vae_dg
@@ -47,40 +49,38 @@ def compare(arguments: argparse.Namespace) -> int:
     """Print the table and the line for programs; return the exit status."""
     if arguments.quick:
         vars(arguments).update(pairs=1, batch_size=min(4, arguments.batch_size))
-    pairs, batch_size, size = arguments.pairs, arguments.batch_size, arguments.image_size
+    pairs = arguments.pairs
+    images = arguments.batch_size * arguments.environments
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    # a process of its own, so that neither side finds the memory that the other has kept
+    worker = multiprocessing.get_context("spawn").Process(target=serve_baseline, args=(there, arguments), daemon=True)
+    worker.start()
     engine = Engine(compile=arguments.compile)
-    algorithms = [vae_dg(size, CLASSES, arguments.environments, model=arguments.model) for _ in range(2)]
-    images = batch_size * arguments.environments
-    shape = (batch_size, 3, size, size)
-    minibatches = [
-        (torch.rand(shape, device=engine.device), torch.randint(CLASSES, (batch_size,), device=engine.device))
-        for _ in range(arguments.environments)
+    algorithm = vae_dg(arguments.image_size, CLASSES, arguments.environments, model=arguments.model)
+    engine.prepare(algorithm)
+    minibatches = [  # as Engine.to_device gives them
+        (x.contiguous(memory_format=torch.channels_last), y) for x, y in random_batches(arguments, engine.device)
     ]
-    plain = PlainTraining(algorithms[0], engine.device)
-    engine.prepare(algorithms[1])
-    last = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in minibatches]  # as Engine.to_device gives
-    operations = count_operations(plain, minibatches)
+    operations = here.recv()
+    algorithm.update(minibatches)
 
-    def step_of_baseline() -> None:
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True):
-            plain.step(minibatches)
+    def seconds_of_baseline() -> float:
+        here.send("step")
+        return here.recv()
 
-    def step_of_ours() -> None:
-        algorithms[1].update(last)
-
-    step_of_baseline()
-    step_of_ours()
     baseline, ours = in_turn(
-        lambda: images / seconds(step_of_baseline, engine.device),
-        lambda: images / seconds(step_of_ours, engine.device),
+        lambda: images / seconds_of_baseline(),
+        lambda: images / seconds(lambda: algorithm.update(minibatches), engine.device),
         pairs,
     )
+    worker.terminate()
     ceilings = {name: ceiling(dtype, engine.device) for name, dtype in DTYPES.items()}
     per_image = operations / images
     shares = {
         "ours": ours * per_image / ceilings[engine.precision],
         "baseline": baseline * per_image / ceilings["float32"],
     }
+    size = arguments.image_size
     print(f"VAE_DG, {arguments.model}, {images} images of {size} px a step, on {engine.describe()}")
     print(f"{per_image / 1e9:.1f} GFLOP an image; medians of {pairs} {'pair' if pairs == 1 else 'pairs'}")
     print(f"{'':10} {'images/s':>10} {'GFLOP/s':>10} {'torch.mm':>10} {'share':>8}")
@@ -98,6 +98,26 @@ def compare(arguments: argparse.Namespace) -> int:
     }
     print(record("step", ours / baseline, ours, baseline, "images/s", pairs, **more))
     return 0
+
+
+def random_batches(arguments: argparse.Namespace, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Return random images (B, 3, H, W) in [0, 1] and labels (B,) for each environment."""
+    shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
+    return [
+        (torch.rand(shape, device=device), torch.randint(CLASSES, shape[:1], device=device))
+        for _ in range(arguments.environments)
+    ]
+
+
+def serve_baseline(connection: Connection, arguments: argparse.Namespace) -> None:
+    """Tell the operations of a step of the baseline, and then, whenever asked, the seconds of another one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    algorithm = vae_dg(arguments.image_size, CLASSES, arguments.environments, model=arguments.model)
+    training, minibatches = PlainTraining(algorithm, device), random_batches(arguments, device)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        connection.send(count_operations(training, minibatches))
+        while connection.recv():
+            connection.send(seconds(lambda: training.step(minibatches), device))
 
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
