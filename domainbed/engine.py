@@ -185,7 +185,7 @@ class Engine:
         if self.num_parts > 1 and why:
             raise UserError(
                 f"{algorithm.name or type(algorithm).__name__} can't compute a step in {self.num_parts} parts "
-                f"({self.num_processes} processes, accumulate = {self.accumulate}): {why}. Use one process and "
+                f"(processes: {self.num_processes}, accumulate = {self.accumulate}): {why}. Use one process and "
                 "accumulate=1, or a loss without that term"
             )
 

@@ -100,7 +100,9 @@ class RunSettings(BaseModel):
     accumulate: PositiveInt = setting(
         1, MACHINE, "pieces in which a step's batch is computed, one after the other, where memory is short"
     )
-    compile: bool = setting(False, MACHINE, "compile the loss with torch.compile: a minute at the start, then faster")
+    compile: bool = setting(
+        False, MACHINE, "compile the loss by torch.compile: minutes at the start, perhaps faster then"
+    )
     num_workers: PositiveInt | None = setting(None, MACHINE, "threads that decode images; default: one per core")
     eval_batch_size: PositiveInt = setting(64, MACHINE, "images in one batch of an evaluation")
 

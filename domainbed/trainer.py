@@ -242,8 +242,8 @@ class Training:
         parts = self.engine.num_parts
         if hparams.batch_size % parts:
             raise UserError(
-                f"batch_size = {hparams.batch_size} can't be cut into {parts} equal parts ({self.engine.num_processes} "
-                f"processes, accumulate = {self.engine.accumulate}). Use "
+                f"batch_size = {hparams.batch_size} can't be cut into {parts} equal parts (processes: "
+                f"{self.engine.num_processes}, accumulate = {self.engine.accumulate}). Use "
                 f"batch_size={max(1, round(hparams.batch_size / parts)) * parts}"
             )
         return TrainLoader(

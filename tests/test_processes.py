@@ -118,7 +118,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkp
 def test_a_mistake_that_all_processes_make_is_said_once(run, tmp_path: Path) -> None:
     status, output = run("mistake", "batch_size=3", processes=2)
     assert status != 0
-    assert output.count("can't be cut into 2 equal parts (2 processes, accumulate = 1). Use batch_size=4") == 1
+    assert output.count("can't be cut into 2 equal parts (processes: 2, accumulate = 1). Use batch_size=4") == 1
     assert not list((tmp_path / "results").rglob("te_*")), "nothing was begun"
 
 
