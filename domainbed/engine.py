@@ -255,7 +255,7 @@ class Engine:
             losses = self.module(minibatches, unlabeled)
             gradients = take_gradients(losses, self.optimizers, self.accelerator.backward)
             return {name: value.detach() for name, value in losses.items()}, gradients
-        ((_, optimizer),) = self.optimizers.items()
+        ((optimizer_name, optimizer),) = self.optimizers.items()  # several are refused
         optimizer.zero_grad(set_to_none=True)
         generators = self.generators()
         total: dict[str, Tensor] = {}
@@ -272,7 +272,7 @@ class Engine:
                 total[name] = total.get(name, 0) + value.detach().float() / self.accumulate
         means = self.accelerator.reduce(torch.stack(list(total.values())), "mean")
         losses = dict(zip(total, means.unbind(), strict=True))
-        return losses, {"main": [parameter.grad for parameter in parameters_of(optimizer)]}
+        return losses, {optimizer_name: [parameter.grad for parameter in parameters_of(optimizer)]}
 
     def part(self, minibatches: list[Minibatch], piece: int) -> rows.Part:
         """Return which rows of the whole batch, all environments joined, a piece of this process's share has."""

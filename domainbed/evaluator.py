@@ -52,7 +52,7 @@ class Outputs:
 
 
 @dataclass
-class _Answers:
+class Answers:
     """What an algorithm answered for one batch, where it was computed."""
 
     labels: Tensor
@@ -61,8 +61,8 @@ class _Answers:
     probabilities: Tensor | None
     masks: metrics.MaskCounts | None
 
-    def cpu(self) -> "_Answers":
-        return _Answers(
+    def cpu(self) -> "Answers":
+        return Answers(
             self.labels.cpu(),
             {name: value.cpu() for name, value in self.losses.items()},
             {name: values.cpu() for name, values in self.per_image.items()},
@@ -71,7 +71,12 @@ class _Answers:
         )
 
 
-def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: Sequence[Hashable]) -> Outputs:
+def evaluate(
+    algorithm: Any,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    groups: Sequence[Hashable],
+    gather: Callable[[list[Answers]], list[Answers]] = lambda own: own,
+) -> Outputs:
     """Run an algorithm over images.
 
     Everything stays on the device until the last batch is through: no batch waits for the one before.
@@ -80,12 +85,32 @@ def evaluate(algorithm: Any, batches: Iterable[tuple[Tensor, Tensor]], groups: S
         algorithm: unwrapped, in eval mode; the caller has turned gradients off.
         batches: x (B, C, H, W) in [0, 1], y (B,) long or masks, on the algorithm's device; B may vary.
         groups: of the images, in the order of the batches.
+        gather: given what these batches gave, returns that of all batches, in order, where others have some of them.
 
     Raises:
         ValueError: there is no image, or not one group for each.
     """
     with computed_once(algorithm):
-        return _joined([_answer(algorithm, x, y) for x, y in batches], groups, needs_label(algorithm))
+        found = gather([_answer(algorithm, x, y) for x, y in batches])
+    sizes = [len(one.labels) for one in found]
+    if not sum(sizes) or sum(sizes) != len(groups):
+        raise ValueError(f"{sum(sizes)} images came with {len(groups)} groups: one group for each image, at least one")
+    first = found[0]
+    probabilities = [one.probabilities for one in found if one.probabilities is not None]
+    masks = [one.masks for one in found if one.masks is not None]
+
+    return Outputs(
+        labels=torch.cat([one.labels for one in found]).cpu(),
+        groups=groups,
+        probabilities=torch.cat(probabilities).cpu() if probabilities else None,
+        per_image={name: torch.cat([one.per_image[name] for one in found]).cpu() for name in first.per_image},
+        losses={
+            "total_loss" if name == "loss" else name: _mean([one.losses[name] for one in found], sizes)
+            for name in first.losses
+        },
+        needs_label=needs_label(algorithm),
+        masks=metrics.MaskCounts.joined(masks) if masks else None,
+    )
 
 
 def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_size: int) -> Outputs:
@@ -93,22 +118,28 @@ def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_siz
 
     Each of several processes takes every so many-th batch; all get the whole, in the order of the rows.
     """
-    own: list[tuple[int, _Answers]] = []
-    engine.share_statistics()
-    with engine.evaluation(algorithm, NOISE_SEED), computed_once(algorithm):
-        starts = range(0, len(rows), batch_size)
-        for number in range(engine.process, len(starts), engine.num_processes):
+    starts = range(0, len(rows), batch_size)
+    numbers = range(engine.process, len(starts), engine.num_processes)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for number in numbers:
             torch.manual_seed(NOISE_SEED + number)
             chosen = rows[starts[number] : starts[number] + batch_size]
             ((x, y),) = in_order(images, chosen, batch_size)
-            own.append((number, _answer(algorithm, engine.to_device(x), y.to(engine.device))))
-        if engine.num_processes > 1:
-            own = engine.gathered([(number, answers.cpu()) for number, answers in own])
-    in_turn = [answers for _, answers in sorted(own, key=lambda one: one[0])]
-    return _joined(in_turn, images.groups[rows].tolist(), needs_label(algorithm))
+            yield engine.to_device(x), y.to(engine.device)
+
+    def gather(own: list[Answers]) -> list[Answers]:
+        if engine.num_processes == 1:
+            return own
+        everyone = engine.gathered([(number, one.cpu()) for number, one in zip(numbers, own, strict=True)])
+        return [one for _, one in sorted(everyone, key=lambda pair: pair[0])]
+
+    engine.share_statistics()
+    with engine.evaluation(algorithm, NOISE_SEED):
+        return evaluate(algorithm, batches(), images.groups[rows].tolist(), gather)
 
 
-def _answer(algorithm: Any, x: Tensor, y: Tensor) -> _Answers:
+def _answer(algorithm: Any, x: Tensor, y: Tensor) -> Answers:
     """Return what an algorithm answers for one batch."""
     predict, reconstruct, segment, baselines = (
         getattr(algorithm, name, None) for name in ("predict", "reconstruct", "segment", "baselines")
@@ -122,34 +153,7 @@ def _answer(algorithm: Any, x: Tensor, y: Tensor) -> _Answers:
         per_image |= metrics.reconstruction(reconstruct_with(algorithm, x, y), x)
     if baselines is not None and probabilities is not None:
         per_image |= metrics.beside(probabilities, baselines(x), y)
-    return _Answers(torch.full((len(y),), -1) if is_mask else y, losses, per_image, probabilities, masks)
-
-
-def _joined(batches: list[_Answers], groups: Sequence[Hashable], with_label: bool) -> Outputs:
-    """Return the answers of several batches, in their order, as one.
-
-    Raises:
-        ValueError: there is no image, or not one group for each.
-    """
-    sizes = [len(one.labels) for one in batches]
-    if not sum(sizes) or sum(sizes) != len(groups):
-        raise ValueError(f"{sum(sizes)} images came with {len(groups)} groups: one group for each image, at least one")
-    first = batches[0]
-    probabilities = [one.probabilities for one in batches if one.probabilities is not None]
-    masks = [one.masks for one in batches if one.masks is not None]
-
-    return Outputs(
-        labels=torch.cat([one.labels for one in batches]).cpu(),
-        groups=groups,
-        probabilities=torch.cat(probabilities).cpu() if probabilities else None,
-        per_image={name: torch.cat([one.per_image[name] for one in batches]).cpu() for name in first.per_image},
-        losses={
-            "total_loss" if name == "loss" else name: _mean([one.losses[name] for one in batches], sizes)
-            for name in first.losses
-        },
-        needs_label=with_label,
-        masks=metrics.MaskCounts.joined(masks) if masks else None,
-    )
+    return Answers(torch.full((len(y),), -1) if is_mask else y, losses, per_image, probabilities, masks)
 
 
 def majority_mask(images: Any, rows: Any, plane: int, batch_size: int) -> dict[str, Any]:

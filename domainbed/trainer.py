@@ -552,8 +552,8 @@ class Training:
             return
         state = self.engine.state() if name == "last" else None
         with self.engine.judged_weights():
-            same = self.saved if self.saved and self.saved[0] == step else (step, None)
-            checkpoint.save(self.checkpoints / name, self.algorithm, self.meta(step), state, weights_of=same[1])
+            same = self.saved[1] if self.saved and self.saved[0] == step else None
+            checkpoint.save(self.checkpoints / name, self.algorithm, self.meta(step), state, weights_of=same)
         self.saved = (step, self.checkpoints / name)
 
     def record_losses(self, step: int, losses: dict[str, torch.Tensor]) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_contract import IN_PARTS
 
 CHECKOUT = Path(__file__).parents[1]
 ALONE = ["unshare", "--net", "--map-root-user", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
@@ -123,19 +124,14 @@ def test_a_mistake_that_all_processes_make_is_said_once(run, tmp_path: Path) -> 
 
 
 STEP = """
+import json
+import sys
 import torch
 from domainbed.engine import Engine, cut
 from domainbed.registry import ALGORITHMS
 from domainbed.testing import build, minibatches
 
-OPTIONS = {  # of those that by default have a term that depends on the whole batch, or no noise
-    "AE": {"noise": 0.3},
-    "CVAE": {"likelihood": "gaussian", "perturbed_share": 0.5},
-    "HVAE": {"likelihood": "gaussian"},
-    "UNet": {"loss": "ce"},
-    "VAE": {"likelihood": "gaussian"},
-    "VQVAE": {"likelihood": "gaussian"},
-}
+OPTIONS = json.loads(sys.argv[1])
 
 def step(algorithm, batches):
     for module in algorithm.modules():
@@ -181,7 +177,11 @@ def test_half_of_a_batch_in_each_of_two_processes_is_the_step_of_the_whole(run, 
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run(
-        [*ALONE, sys.executable, *launcher, str(script)], env=environment, text=True, capture_output=True, timeout=300
+        [*ALONE, sys.executable, *launcher, str(script), json.dumps(IN_PARTS)],
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
     )
     for process in range(2):
         for name in ALGORITHMS:

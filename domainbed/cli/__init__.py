@@ -58,6 +58,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def process_number() -> int:
+    """Number of this process among several that torchrun started; the first writes and speaks."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def _processes_have_met() -> bool:
     """Whether several processes know of each other; before that, all on a machine make the same mistake."""
     distributed: Any = sys.modules.get("torch.distributed")
@@ -77,7 +82,7 @@ def guarded(run: Callable[[], int]) -> int:
         return run()
     except UserError as error:
         if not error.said and (_processes_have_met() or os.environ.get("LOCAL_RANK", "0") == "0"):
-            process = int(os.environ.get("RANK", "0"))  # of several, started by torchrun
+            process = process_number()
             print(f"process {process}: error: {error}" if process else f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

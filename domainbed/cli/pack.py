@@ -68,7 +68,8 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"nothing could be kept in {cache_dir}. Make room, or name another folder with cache_dir=<folder>"
         )
-    print(json.dumps(described(store)) if as_json else line_of(described(store)))
+    found = described(store)
+    print(json.dumps(found) if as_json else line_of(found))
     return 0
 
 
@@ -87,7 +88,7 @@ def inspect(stores: list[Any], clear: bool, num_workers: int, as_json: bool, whe
         print(json.dumps({done: found}, indent=1))
     elif found:
         print("\n".join(line_of(one) for one in found))
-        print(f"{done}: {line_of({'bytes': sum(one['bytes'] for one in found)})}")
+        print(f"{done}: {size_text(sum(one['bytes'] for one in found))}")
     else:
         print(f"no decoded images in {where}")
     damaged = sum(one.get("damaged", 0) for one in found)
@@ -109,19 +110,14 @@ def described(store: Any) -> dict[str, Any]:
 
 
 def line_of(found: dict[str, Any]) -> str:
-    """What `described` returned, or a part of it, for people."""
-    from domainbed.datasets.packed import size_text
+    """What `described` returned, for people."""
+    damaged = f"{found['damaged']} damaged, " if "damaged" in found else ""
+    how = ", ".join([f"{found['image_size']} px", *found["preprocess"], size_text(found["bytes"])])
+    return f"{found['folder']}: {found['images']} images, {damaged}{how}"
 
-    texts = {
-        "folder": "{}:",
-        "images": "{} images,",
-        "damaged": "{} damaged,",
-        "image_size": "{} px,",
-        "preprocess": "{},",
-    }
-    words = [
-        text.format(", ".join(value) if isinstance(value := found[key], list) else value)
-        for key, text in texts.items()
-        if key in found
-    ]
-    return " ".join([*words, size_text(found["bytes"])])
+
+def size_text(num_bytes: int) -> str:
+    """`packed.size_text`, which costs an import that --help should not pay for."""
+    from domainbed.datasets import packed
+
+    return packed.size_text(num_bytes)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from domainbed.cli import guarded
+from domainbed.cli import guarded, process_number
 from domainbed.cli.configuration import (
     SUBSET_SIZE,
     Arguments,
@@ -123,10 +123,9 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     settings = configuration.settings
     folder = settings.results_dir / "train_output" / str(settings.dataset) / name
     said: list[str] = []
-    is_main = os.environ.get("RANK", "0") == "0"  # of several processes, started by torchrun
 
     def say(text: str) -> None:
-        if is_main:
+        if process_number() == 0:
             with suppress(BrokenPipeError):
                 print(text, flush=True)
         said.append(text)
@@ -210,10 +209,11 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
 
         def begin_folder() -> None:
             if settings.resume:
-                return check_same_images(folder / "images.csv", images.csv())
-            write_text(folder / "images.csv", images.csv())
-            write_text(folder / "config.yaml", configuration.yaml(command))
-            return write_text(folder / finished.BUILT_ON, json.dumps(built_on, indent=1))
+                check_same_images(folder / "images.csv", images.csv())
+            else:
+                write_text(folder / "images.csv", images.csv())
+                write_text(folder / "config.yaml", configuration.yaml(command))
+                write_text(folder / finished.BUILT_ON, json.dumps(built_on, indent=1))
 
         engine.on_main(begin_folder)
         earlier = [record["text"] for record in records.read() if record["kind"] == "note"]

@@ -185,8 +185,7 @@ def pack(
     with digests_remembered_in(cache_dir / "digests.json"):
         source.look(num_workers)
         places = store.find(source.keys, report)
-        may_write = os.access(cache_dir, os.W_OK)
-        with store.locked(report) if may_write and source.missing(places) else contextlib.nullcontext():
+        with store.locked(report) if store.may_write and source.missing(places) else contextlib.nullcontext():
             places = store.find(source.keys)  # another process may have decoded what was missing
             if found := int((places >= 0).sum()):
                 report(f"found {found} decoded images in {store.folder}")
@@ -251,7 +250,7 @@ class _Source:
         except UnreadableImage as error:
             return str(error)
         if self._content(position)[:2] != (self.contents[position], self.mask_contents[position]):
-            return "it changed while it was being read"
+            return "it has changed since it was looked at"
         for (method, array), shape in zip(arrays.items(), [(height, width, channels), (height, width)], strict=False):
             if array.shape != shape or array.dtype != np.uint8:
                 name, cls = self.dataset.samples[index].name, type(self.dataset).__name__
@@ -269,11 +268,7 @@ class _Source:
 
         def decode(row: int, part: int) -> np.ndarray:
             """Return part 0, the image, or 1, its plane, of a row that is not in the store."""
-            position = int(kept[row])
-            content, mask_content, reason = self._content(position)
-            if not reason and (content, mask_content) != (self.contents[position], self.mask_contents[position]):
-                reason = "it has changed since"
-            arrays = reason or self.read(position)
+            arrays = self.read(int(kept[row]))
             if isinstance(arrays, str):
                 raise UserError(
                     f"{name(row)} was readable when the run began, and is not as it was: {arrays}. Put it back and go "
@@ -317,6 +312,8 @@ class Store:
         self.folder, self.about = folder, about
         #: Shape of one row in each of the store's files.
         self.row_shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in about["rows"].items()}
+        #: Bytes of one row in each of them.
+        self.sizes = {name: int(np.prod(shape)) for name, shape in self.row_shapes.items()}
 
     @classmethod
     def of(cls, dataset: Dataset, mask_classes: MaskClasses | None, cache_dir: Path) -> "Store":
@@ -347,7 +344,12 @@ class Store:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row in all files."""
-        return sum(int(np.prod(shape)) for shape in self.row_shapes.values()) + _RECORD.itemsize
+        return sum(self.sizes.values()) + _RECORD.itemsize
+
+    @property
+    def may_write(self) -> bool:
+        """Whether images can be added."""
+        return os.access(self.folder.parent, os.W_OK)
 
     def records(self) -> np.ndarray:
         """Return the records, (N,) of `_RECORD`, of all rows that are on the disk whole."""
@@ -355,14 +357,16 @@ class Store:
             found = np.fromfile(self.folder / INDEX, dtype=_RECORD)  # leaves out one that is half written
         except OSError:
             return np.zeros(0, _RECORD)
-        whole = [self._size(name) // int(np.prod(shape)) for name, shape in self.row_shapes.items()]
-        return found[: min(whole)]
+        return found[: min(self._size(name) // row_bytes for name, row_bytes in self.sizes.items())]
+
+    def lost(self, records: np.ndarray) -> int:
+        """Return how many rows the index names beyond `records()`, because a file was cut short."""
+        return max(0, self._size(INDEX) // _RECORD.itemsize - len(records))
 
     def find(self, keys: np.ndarray, report: Callable[[str], None] = lambda line: None) -> np.ndarray:
         """Return (M,) int64 row of each key (M, 2), -1 where there is none; report a store that was cut short."""
         records = self.records()
-        lost = self._size(INDEX) // _RECORD.itemsize - len(records)
-        if lost > 0:
+        if lost := self.lost(records):
             report(f"{self.folder} is damaged: {lost} images are not there whole. Decoding them again")
         if not len(records):
             return np.full(len(keys), -1, dtype=np.int64)
@@ -380,10 +384,9 @@ class Store:
         """
         needed = len(missing) * self.row_bytes + _SPARE_BYTES
         free = shutil.disk_usage(self.folder.parent).free
-        may_write = os.access(self.folder.parent, os.W_OK)
-        to_disk = may_write and needed <= free
+        to_disk = self.may_write and needed <= free
         if not to_disk:
-            why = f"has {size_text(free)} free" if may_write else "can't be written"
+            why = f"has {size_text(free)} free" if self.may_write else "can't be written"
             report(
                 f"WARNING: {len(missing)} decoded images need {size_text(needed)}, but {self.folder.parent} {why}: "
                 "they are decoded each time they are asked for, which is slow. Make room, or name another folder with "
@@ -424,8 +427,7 @@ class Store:
         Rows that are not there whole count as damaged, too.
         """
         records = self.records()
-        lost = self._size(INDEX) // _RECORD.itemsize - len(records)
-        used = np.flatnonzero(records != np.zeros((), _RECORD))
+        used = _in_use(records)
         bad: set[int] = set()
 
         def no_file(row: int) -> np.ndarray:
@@ -437,7 +439,7 @@ class Store:
                 pass
         for row in bad:
             self.void(int(used[row]))
-        return len(used) - len(bad), len(bad) + lost
+        return len(used) - len(bad), len(bad) + self.lost(records)
 
     def clear(self) -> None:
         """Delete the store.
@@ -457,8 +459,7 @@ class Store:
     @property
     def num_rows(self) -> int:
         """Rows that are on the disk whole, and in use."""
-        records = self.records()
-        return int((records != np.zeros((), _RECORD)).sum())
+        return len(_in_use(self.records()))
 
     @property
     def num_bytes(self) -> int:
@@ -488,6 +489,11 @@ class Store:
             return 0
 
 
+def _in_use(records: np.ndarray) -> np.ndarray:
+    """Return the places of records that were not marked as damaged."""
+    return np.flatnonzero(records != np.zeros((), _RECORD))
+
+
 class _Writer:
     """Appends to a store. A row counts once it is committed: first its bytes are on the disk, then its record.
 
@@ -508,8 +514,7 @@ class _Writer:
             draft = folder / f".{ABOUT}"
             draft.write_text(json.dumps(self.store.about, indent=1), encoding="utf-8")
             os.replace(draft, folder / ABOUT)
-        sizes = {name: int(np.prod(shape)) for name, shape in self.store.row_shapes.items()}
-        for name, row_bytes in (sizes | {INDEX: _RECORD.itemsize}).items():
+        for name, row_bytes in (self.store.sizes | {INDEX: _RECORD.itemsize}).items():
             (folder / name).touch()
             file = self.stack.enter_context(open(folder / name, "r+b"))
             file.truncate(self.count * row_bytes)  # what was written after the last commit

@@ -38,7 +38,8 @@ def learning_rate(
 
     constant: 1. step: gamma^floor(step / step_size). cosine: (1 + cos(pi (step - warmup) / (steps - warmup))) / 2, from
     1 after the warm-up to 0 at the end (Loshchilov & Hutter 2017, eq. 5, without restarts). Each of them is multiplied
-    by (step + 1) / warmup during the warm-up (Goyal et al. 2017, section 2.2).
+    by (step + 1) / warmup during the warm-up (Goyal et al. 2017, section 2.2). torch's schedulers give the same, and
+    have a state to save; this is a function of the step.
 
     Args:
         schedule: "constant", "cosine" or "step".

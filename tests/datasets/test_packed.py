@@ -390,7 +390,9 @@ def test_without_room_images_are_decoded_when_asked_for(
     assert len(packed.Store.all(cache)[0].records()) == 1
 
     Image.new("RGB", (8, 8)).save(folder / "0.png")
-    with pytest.raises(UserError, match=r"0.png was readable .* it has changed since. Put it back .*--resume"):
+    with pytest.raises(
+        UserError, match=r"0.png was readable .* it has changed since it was looked at. Put it back .*--resume"
+    ):
         pack.rows[0]
     (folder / "1.png").unlink()
     with pytest.raises(UserError, match=r"1.png was readable when the run began.*no such file.*--resume"):
@@ -469,7 +471,7 @@ def test_a_file_that_changes_while_it_is_decoded_is_not_kept(folder: Path, tmp_p
 
     dataset.read = read  # type: ignore[method-assign]
     pack, _ = build(dataset, tmp_path / "cache")
-    assert pack.unreadable == [("3.png", "it changed while it was being read")]
+    assert pack.unreadable == [("3.png", "it has changed since it was looked at")]
     assert (build(Folder(folder), tmp_path / "cache")[0].rows[3] == 9).all()
 
 
