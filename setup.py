@@ -10,10 +10,24 @@ version = next(
     if line.startswith("__version__")
 )
 
+ANALYSIS = [
+    "matplotlib>=3.8",  # plots
+    "scikit-learn>=1.4",  # PCA, t-SNE, neighbours, probes
+    "umap-learn>=0.5.6",  # UMAP
+]
+EXPORT = [
+    "onnx>=1.17",
+    "onnxscript>=0.3",  # torch's exporter to ONNX
+    "onnxruntime>=1.20",  # runs what was exported
+]
+DOCS = ["mkdocs-material>=9.6"]
 TEST = [
+    *ANALYSIS,
+    *EXPORT,
+    *DOCS,
     "pytest>=8",
     "pytest-xdist>=3.5",
-    "scikit-learn>=1.4",
+    "playwright>=1.49",  # drives a browser that is there, to look at a report
     "vector-quantize-pytorch>=1.20",
     "segmentation-models-pytorch>=0.4",
 ]
@@ -45,7 +59,9 @@ setup(
         "opencv-python-headless>=4.9",  # CLAHE, and the drawing of SyntheticFundus
     ],
     extras_require={
-        "analysis": ["matplotlib>=3.8"],  # plots of benchmarks
+        "analysis": ANALYSIS,
+        "export": EXPORT,
+        "docs": DOCS,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm"],
     },

@@ -202,10 +202,13 @@ def load_with_meta(
     run_dir: str | Path,
     target: str | None = None,
     seed: int | None = None,
-    checkpoint: str = "best",
+    checkpoint: str | None = "best",
     plugin: Sequence[str | Path] = (),
 ) -> tuple[Algorithm, dict[str, Any], dict[str, Any]]:
-    """`load`, together with the configuration of the run and the content of checkpoint.json."""
+    """`load`, together with the configuration of the run and the content of checkpoint.json.
+
+    Without a `checkpoint` it is the first of `CHECKPOINTS` that is there.
+    """
     for path in plugin:
         add_plugin(path)
     run_dir = Path(run_dir).expanduser()
@@ -244,8 +247,8 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     return config
 
 
-def find_checkpoint(run_dir: Path, target: str | None, seed: int | None, checkpoint: str) -> Path:
-    """Return the folder of the one checkpoint that fits.
+def find_checkpoint(run_dir: Path, target: str | None, seed: int | None, checkpoint: str | None) -> Path:
+    """Return the folder of the one checkpoint that fits; without a name it is the first of `CHECKPOINTS` there is.
 
     Raises:
         UserError: none fits, or more than one; the message names the choices.
@@ -262,10 +265,11 @@ def find_checkpoint(run_dir: Path, target: str | None, seed: int | None, checkpo
     if len(fitting) != 1:
         what = "more than one model" if fitting else "no such model"
         raise UserError(f"{run_dir} holds {what}. Choose one of: {choices or 'none, the run has saved nothing yet'}")
-    folder = next(iter(fitting.values())) / "checkpoints" / checkpoint
-    if not exists(folder):
-        there = [name for name in CHECKPOINTS if exists(folder.with_name(name))]
-        raise UserError(f"{folder.parent} holds no checkpoint {checkpoint!r}. There are: {', '.join(there) or 'none'}")
+    folders = next(iter(fitting.values())) / "checkpoints"
+    there = [name for name in CHECKPOINTS if exists(folders / name)]
+    folder = folders / (checkpoint or next(iter(there), CHECKPOINTS[0]))
+    if folder.name not in there:
+        raise UserError(f"{folders} holds no checkpoint {folder.name!r}. There are: {', '.join(there) or 'none'}")
     return folder
 
 

@@ -112,15 +112,8 @@ class Records:
             file.write(json.dumps(finite(record), allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all whole records; a line that a kill cut short is left out."""
-        records = []
-        if self.results.exists():
-            for line in self.results.read_text(encoding="utf-8").splitlines():
-                try:
-                    records.append(json.loads(line))
-                except ValueError:
-                    continue
-        return records
+        """Return all whole records."""
+        return read_results(self.results)
 
     def drop_after(self, target: str, seed: int, step: int) -> None:
         """Forget what one unfinished target wrote after a step, because it will be written again."""
@@ -139,6 +132,18 @@ class Records:
         """Close log.txt; what a full disk refuses was reported when it was written."""
         with suppress(OSError):
             self._log.close()
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Return all whole records of a results.jsonl, none where there is no file; a line that a kill cut is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return records
 
 
 class Board:

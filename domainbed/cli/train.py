@@ -150,7 +150,13 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     from domainbed import checkpoint  # imports torch: from here on it is worth its seconds
     from domainbed.algorithms import finished
     from domainbed.datasets.augment import Augment
-    from domainbed.datasets.prepare import Images, default_cache_dir, default_num_workers, prepare
+    from domainbed.datasets.prepare import (
+        Images,
+        check_same_images,
+        default_cache_dir,
+        default_num_workers,
+        prepare,
+    )
     from domainbed.engine import Engine
     from domainbed.trainer import Interrupted, Run, target_name, train_all_targets
 
@@ -261,24 +267,6 @@ def stated(arguments: Arguments, key: str, default: Any) -> Any:
     found = config_file()
     places = [read_yaml(path) for path in ([found] if found else []) + arguments.files] + [arguments.values]
     return next((values[key] for values in reversed(places) if key in values), default)
-
-
-def check_same_images(path: Path, now: str) -> None:
-    """Raise `UserError` where a run would go on with other images, classes or splits than it began with."""
-    try:
-        before = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; it says which images the run began with. Start another run"
-        ) from None
-    changed = sorted(set(before) ^ set(now.splitlines()))
-    if changed or len(before) != len(now.splitlines()):
-        names = list(dict.fromkeys(line.partition(",")[0] for line in changed))
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise UserError(
-            f"the images are not those that this run began with ({path}): {shown} differ in content, class, group or "
-            "split, or are there only once. Put the data back as they were, or start another run"
-        )
 
 
 def algorithm_needs(algorithm: Any, dataset: Any) -> None:

@@ -140,6 +140,24 @@ class Images:
         return lines
 
 
+def check_same_images(path: Path, now: str) -> None:
+    """Raise `UserError` where a run would go on with other images, classes or splits than it began with."""
+    try:
+        before = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; it says which images the run began with. Start another run"
+        ) from None
+    changed = sorted(set(before) ^ set(now.splitlines()))
+    if changed or len(before) != len(now.splitlines()):
+        names = list(dict.fromkeys(line.partition(",")[0] for line in changed))
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise UserError(
+            f"the images are not those that this run began with ({path}): {shown} differ in content, class, group or "
+            "split, or are there only once. Put the data back as they were, or start another run"
+        )
+
+
 def prepare(
     dataset: Dataset,
     *,

@@ -1,0 +1,84 @@
+"""What a run wrote down, read without its model or its images: settings, losses, figures. For finished runs and others.
+
+run = RecordedRun.read("results/train_output/DR/full_training")
+run.of("eval", target="idrid", seed=0)            # records of results.jsonl, see `records`
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from domainbed import checkpoint
+from domainbed.algorithms.finished import find_targets
+from domainbed.errors import UserError
+from domainbed.records import read_results
+
+
+@dataclass
+class RecordedRun:
+    """The records of a run.
+
+    Attributes:
+        folder: `results/train_output/<dataset>/<name>`.
+        config: its resolved configuration, as in config.yaml.
+        records: of results.jsonl, in order.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "RecordedRun":
+        """Read the folder of a run.
+
+        Raises:
+            UserError: it is none, or nothing was recorded yet.
+        """
+        folder = Path(folder).expanduser()
+        config = checkpoint.read_config(folder)
+        records = read_results(folder / "results.jsonl")
+        if not any(record["kind"] == "start" for record in records):
+            raise UserError(f"{folder} has recorded nothing yet: its training has not begun. Train it, or name another")
+        return cls(folder, config, records)
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.folder.resolve().name
+
+    @property
+    def algorithm(self) -> str:
+        """Name of its algorithm."""
+        return str(self.config["algorithm"])
+
+    @property
+    def dataset(self) -> str:
+        """Name of its data set."""
+        return str(self.config["dataset"])
+
+    @property
+    def hparams(self) -> dict[str, Any]:
+        """Hyper-parameters of its algorithm."""
+        return dict(self.config["algorithms"][self.algorithm])
+
+    @property
+    def trainings(self) -> list[tuple[int, str]]:
+        """(seed, target) of every training that has begun, in order."""
+        return list(dict.fromkeys((record["seed"], record["target"]) for record in self.of("start")))
+
+    def is_finished(self, seed: int, target: str) -> bool:
+        """Whether a training has ended and was judged."""
+        folders = find_targets(self.folder)
+        folder = folders.get((None, target)) or folders.get((seed, target))
+        return folder is not None and (folder / "done").exists()
+
+    def of(self, kind: str, target: str | None = None, seed: int | None = None) -> list[dict[str, Any]]:
+        """Return the records of a kind (start, train, eval, final, note), of a target and a seed, or of all."""
+        return [
+            record
+            for record in self.records
+            if record["kind"] == kind
+            and (target is None or record.get("target") == target)
+            and (seed is None or record.get("seed") == seed)
+        ]
