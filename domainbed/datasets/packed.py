@@ -263,6 +263,9 @@ class _Source:
         places = places[kept]
         records = store.records()
 
+        def of_kept(values: list[str]) -> list[str]:
+            return [values[position] for position in kept] if self.reasons else values  # not a copy of a long list
+
         def name(row: int) -> str:
             return self.dataset.samples[self.indices[kept[row]]].name
 
@@ -293,10 +296,10 @@ class _Source:
         return Pack(
             rows=rows(0, ROWS),
             indices=self.indices[kept],
-            contents=[self.contents[position] for position in kept],
+            contents=of_kept(self.contents),
             unreadable=[(self.dataset.samples[self.indices[at]].name, self.reasons[at]) for at in sorted(self.reasons)],
             masks=rows(1, MASKS) if self.mask_classes else None,
-            mask_contents=[self.mask_contents[position] for position in kept],
+            mask_contents=of_kept(self.mask_contents),
         )
 
 
