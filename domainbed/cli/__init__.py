@@ -1,7 +1,12 @@
 """From argv to a run. Each command is a file with `main(argv)`; nothing here imports torch before it is needed.
 
 python -m domainbed list [--json]
+python -m domainbed explore <folder>
 python -m domainbed evaluate <run> --data_dir <folder>
+python -m domainbed latents | traverse | layers | errors <run>
+python -m domainbed compare | report <run> <run> …
+python -m domainbed predict <run> <images …>
+python -m domainbed export <run> --to safetensors | onnx | torch.export
 python -m domainbed pack --data_dir <folder> [--check | --clear]
 python -m domainbed train_all | train_subset <name> …      the same as train_all.py and train_subset.py
 """
@@ -19,7 +24,16 @@ from domainbed.errors import UserError, did_you_mean
 
 COMMANDS = {
     "list": "names of all algorithms and data sets",
+    "explore": "what is in a folder of images, and how far its environments are apart",
     "evaluate": "figures of a finished run on data that it never saw",
+    "latents": "maps and figures of a run's latent codes",
+    "traverse": "what each latent dimension draws; interpolations and samples",
+    "layers": "what training changed in each layer, and what the layers answer",
+    "errors": "the most wrong answers and the worst reconstructions",
+    "compare": "curves and tables of several runs, and which differences exceed the seed noise",
+    "report": "all of it as one HTML page",
+    "predict": "probabilities, reconstructions or masks of images",
+    "export": "the model as safetensors, ONNX or torch.export, with its card",
     "pack": "decode a data set ahead of its runs; check or delete what was decoded",
     "train_all": "leave each environment out in turn",
     "train_subset": "the same on a few images per environment, the first environment left out",
