@@ -91,6 +91,41 @@ class Coder(Protocol):
 
 
 @runtime_checkable
+class Hierarchical(Protocol):
+    """Has Gaussian latents on levels 1 to L; a code (B, D_1 + … + D_L) is all of them side by side, the lowest first.
+
+    Attributes:
+        latent_dims: D_1, …, D_L.
+        image_level: index of the level whose posterior depends on the image alone; another one's also depends on the
+            level from which it is drawn. The prior of the last level is N(0, I).
+    """
+
+    latent_dims: list[int]
+    image_level: int
+
+    def level_kl(self, x: Tensor) -> list[Tensor]:
+        """Return what each level adds to the KL, (B, D_l) nats, given a sample of what it is conditioned on."""
+        ...
+
+    def decode_level(self, z: Tensor, level: int) -> Tensor:
+        """Return images (B, C, H, W) in [0, 1] for z (B, D_l) of a level, each level below at its prior's mean."""
+        ...
+
+
+@runtime_checkable
+class LabelConditioned(Protocol):
+    """Has a prior p(z|y) and is told labels y (B,) by all who know them; the prior may be the same for each label."""
+
+    def prior(self, y: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor: ...
+
+    def sample(self, n: int, y: Tensor | None = None) -> Tensor: ...
+
+
+@runtime_checkable
 class Segmenter(Protocol):
     """Gives logits (B, K, H, W) of a mask for images (B, C, H, W), for a softmax or, of kinds, a sigmoid."""
 

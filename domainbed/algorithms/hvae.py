@@ -81,6 +81,16 @@ class HVAE(Algorithm):
     def batch_coupled(self) -> bool:
         return self.objective.batch_coupled
 
+    @property
+    def latent_dims(self) -> list[int]:
+        """Sizes D_1, …, D_L of the levels, the lowest first."""
+        return list(self.hparams.latent_dims)
+
+    @property
+    def image_level(self) -> int:
+        """Index of the level that is drawn from the image alone: the lowest of bottom_up, the highest of a ladder."""
+        return 0 if self.hparams.mode == "bottom_up" else len(self.latent_dims) - 1
+
     def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
         x, _ = concatenate(minibatches)  # (B, C, H, W) in [0, 1]
         levels = self.hierarchy(self.encoder(x), gaussian.sample)
@@ -90,6 +100,9 @@ class HVAE(Algorithm):
 
     def explain_weights(self, steps: int, batch_size: int) -> weights.WeightMeaning:
         return self.objective.explain(steps, batch_size)
+
+    def level_kl(self, x: Tensor) -> list[Tensor]:
+        return kl_terms(self.hierarchy(self.encoder(x), gaussian.sample), self.hparams.mode)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and logvar of all levels side by side, (B, D_1 + … + D_L) each.
@@ -107,6 +120,9 @@ class HVAE(Algorithm):
         """Return images for codes of `encode`, or for z_1 alone: the columns behind D_1 don't change the image."""
         output = self.decoder(z[:, : self.hparams.latent_dims[0]])
         return self.objective.likelihood.mean(output)  # (B, C, H, W)
+
+    def decode_level(self, z: Tensor, level: int) -> Tensor:
+        return self.decode(self.hierarchy.descend(z, lambda mean, logvar: mean, level))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))

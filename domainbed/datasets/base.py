@@ -8,7 +8,7 @@ in `splits`, the decoded copy on disk in `packed`, randomness in `augment`, batc
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,13 @@ from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names, PositiveInt, names_in
 
 UNLABELLED = -1
+
+
+@runtime_checkable
+class KnownFactors(Protocol):
+    """Knows what is true of each of its images, by name: numbers, or names of what has no order."""
+
+    def factors(self, index: int) -> dict[str, object]: ...
 
 
 @dataclass(frozen=True, slots=True)

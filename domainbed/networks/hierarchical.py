@@ -77,9 +77,13 @@ class Hierarchy(nn.Module):
         """Draw every level for features (B, F). The lowest level comes first."""
         raise NotImplementedError
 
-    def descend(self, z: Tensor, draw: Draw) -> Tensor:
-        """Return z_1 (B, D_1), drawn from the prior level by level, for z_L (B, D_L)."""
-        for prior in reversed(self.priors):
+    def descend(self, z: Tensor, draw: Draw, level: int | None = None) -> Tensor:
+        """Return z_1 (B, D_1), drawn from the prior level by level, for z (B, D_l) of a level.
+
+        Args:
+            level: its index, 0 being the lowest; None for the highest.
+        """
+        for prior in reversed(self.priors[:level]):
             z = draw(*prior(z))
         return z
 

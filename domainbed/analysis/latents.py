@@ -1,0 +1,494 @@
+"""What the codes of a run tell: maps of them, and figures computed on the codes themselves, never on a map.
+
+    found = analyse(open_run("results/train_output/DR/full_training"), folder, perplexities=(4, 12))
+    found["class"]["probe"], found["posterior"]["active_units"], found["findings"]
+
+For class and for environment: the share of images that their nearest neighbours, and a linear probe, name rightly; and
+the silhouette. Images of one patient never judge each other. Of a posterior: the KL of each dimension and level, active
+units, mutual information (`codes.information`). Of a discrete code: which codes are used. What the dimensions draw is
+in `traverse`.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from domainbed import metrics
+from domainbed.algorithms.base import Coder
+from domainbed.analysis import codes as reading
+from domainbed.analysis import plots
+from domainbed.analysis.extras import require
+from domainbed.analysis.opened import OpenedRun
+from domainbed.errors import UserError
+from domainbed.evaluator import NOISE_SEED
+
+MAPS = ("pca", "tsne", "umap")
+#: Images of each environment, at most: t-SNE and neighbours are quadratic in their number.
+PER_ENVIRONMENT = 1000
+NUM_NEIGHBOURS, NUM_FOLDS = 10, 5
+#: Components that t-SNE and UMAP begin with (van der Maaten & Hinton 2008, 4.2), and that a probe reads at most.
+MAP_COMPONENTS, PROBE_COMPONENTS = 50, 256
+#: Images on which the trustworthiness of a map is computed, at most: its memory is quadratic in their number.
+TRUST_IMAGES = 3000
+#: Shares of the variance whose number of principal components is counted.
+SHARES = (0.5, 0.9, 0.99)
+_CHUNK = 1000
+
+
+def analyse(
+    run: OpenedRun,
+    folder: Path,
+    *,
+    images: str = "held-out",
+    per_environment: int = PER_ENVIRONMENT,
+    maps: Sequence[str] = MAPS,
+    perplexities: Sequence[float] = (30.0,),
+    neighbours: Sequence[int] = (15,),
+) -> dict[str, Any]:
+    """Write maps of the codes of some images, and return their figures.
+
+    Args:
+        run: opened.
+        folder: for the pictures.
+        images: one of `opened.CHOICES`. per_environment: at most so many of each.
+        maps: some of `MAPS`.
+        perplexities: of t-SNE, a map for each. neighbours: of UMAP, likewise.
+
+    Returns:
+        algorithm, target, checkpoint, images, environments {name: {"images", "role"}}, code_dimensions.
+        class, environment: `separation` of the codes by each; None where there is only one or none.
+        pca: explained_variance_ratio of the first ten components, components_for {share: number}.
+        posterior: of `codes.information`, None without a posterior. codebook: of `codebook_use`, None without one.
+        maps: {name: {"file", "trustworthiness"}}. findings, notes: sentences. pictures.
+
+    Raises:
+        UserError: the model gives no codes.
+    """
+    coder = isinstance(run.algorithm, Coder)
+    if not reading.is_encoder(run) and not coder:
+        raise UserError(
+            f"{run.config['algorithm']} gives no code of an image, so there is nothing to map. `layers` and `errors` "
+            "look at such a model; a code is given by ERM, AE, VAE, VQVAE and others that `list` calls Encoder"
+        )
+    chosen = run.rows(images, per_environment)
+    rows = np.concatenate([*chosen.values()])
+    found: dict[str, Any] = {
+        "algorithm": run.config["algorithm"], "target": run.target, "checkpoint": run.checkpoint,
+        "images": len(rows), "choice": images,
+        "environments": {name: {"images": len(one), "role": role(run, one)} for name, one in chosen.items()},
+        "class": None, "environment": None, "pca": None, "posterior": None, "codebook": None,
+        "maps": {}, "findings": [], "notes": [], "pictures": [],
+    }  # fmt: skip
+    if coder:
+        found["codebook"] = codebook_use(run, chosen)
+        draw_codebook(run, found, folder)
+    if not reading.is_encoder(run):
+        found["notes"].append(f"{found['algorithm']} gives discrete codes alone: no map, no neighbours, no probe")
+        return found | {"findings": findings(found)}
+    codes = reading.read(run, rows)
+    if codes.posterior is not None:
+        found["posterior"] = reading.information(codes.posterior)
+        draw_kl(run, found, codes.posterior, folder)
+    found["code_dimensions"] = codes.code.shape[1]
+    scaled = scale(codes.code)
+    if scaled is None:
+        found["notes"].append("the code is the same for every image: no map, no neighbours, no probe")
+        return found | {"findings": findings(found)}
+    for name, labels, names in labellings(run, rows):
+        found[name] = separation(scaled, labels, run.images.groups[rows], names, found["notes"])
+    found["pca"], components = principal_components(scaled)
+    draw_maps(run, found, rows, scaled, components, folder, maps, perplexities, neighbours)
+    return found | {"findings": findings(found)}
+
+
+def role(run: OpenedRun, rows: np.ndarray) -> str:
+    """Return what the training had to do with images of one environment, in words."""
+    environment = int(run.images.environment[rows[0]])
+    roles = dict.fromkeys(run.role(environment, str(split)) for split in run.images.split[rows])
+    return " and ".join(roles)
+
+
+def labellings(run: OpenedRun, rows: np.ndarray) -> list[tuple[str, np.ndarray, list[str]]]:
+    """Return (what, labels (N,), names) of what images can be told apart by: class, environment."""
+    found = [("environment", run.images.environment[rows], run.images.environments)]
+    return [("class", run.images.labels[rows], run.classes), *found] if run.classes else found
+
+
+def scale(code: Tensor) -> Tensor | None:
+    """Return codes (N, D) in float64 less their mean, divided by one scale; None where all are the same.
+
+    One scale, not one for each dimension: those that hardly vary, as where a posterior has collapsed, stay small.
+    """
+    centred = code.double() - code.double().mean(0)
+    deviation = centred.square().mean().sqrt()
+    smallest = 1e-6 * max(1.0, code.abs().max().item())  # below it lies the rounding of float32
+    return centred / deviation if deviation > smallest else None
+
+
+# --- class and environment, as the codes have them ---
+
+
+def separation(
+    code: Tensor, labels: np.ndarray, groups: np.ndarray, names: list[str], notes: list[str]
+) -> dict[str, Any] | None:
+    """Return how well codes tell some labels apart; None where there are fewer than two to tell.
+
+    Args:
+        code: (N, D), scaled. labels: (N,) indices into `names`. groups: (N,) of what must not judge itself.
+        notes: takes what was left out.
+
+    Returns:
+        names, images, chance (1 / number of names), silhouette (mean over images; Rousseeuw 1987), and for `neighbours`
+        and `probe` the balanced accuracy with its 95 % bootstrap interval over groups.
+    """
+    groups_of = {label: len(set(groups[labels == label])) for label in np.unique(labels).tolist()}
+    kept = [label for label, count in groups_of.items() if count >= NUM_FOLDS]
+    for label in groups_of.keys() - set(kept):
+        notes.append(
+            f"{names[label]} is left out of the figures: it has {groups_of[label]} groups of images, and "
+            f"{NUM_FOLDS} are needed"
+        )
+    if len(kept) < 2:
+        return None
+    these = np.isin(labels, kept)
+    code, groups = code[torch.from_numpy(these)], groups[these]
+    targets = np.searchsorted(kept, labels[these])
+    metric = require("sklearn.metrics", "analysis", "the silhouette")
+    answers = {
+        "neighbours": nearest_neighbours(code, targets, groups, len(kept)),
+        "probe": linear_probe(code, targets, groups),
+    }
+    found: dict[str, Any] = {
+        "names": [names[label] for label in kept],
+        "images": int(these.sum()),
+        "chance": 1 / len(kept),
+        "silhouette": float(metric.silhouette_score(code.numpy(), targets)),
+    }
+    truth = torch.from_numpy(targets)
+    for name, answer in answers.items():
+        share = F.one_hot(torch.from_numpy(answer), len(kept)).float()
+        figures = metrics.weighted(torch.ones(len(truth), 1, dtype=torch.float64), share, truth)
+        intervals = metrics.bootstrap(groups.tolist(), probabilities=share, labels=truth)
+        found[name] = {
+            "balanced_accuracy": figures["balanced_accuracy"].item(),
+            "interval": intervals["balanced_accuracy"],
+        }
+    return found
+
+
+def nearest_neighbours(code: Tensor, labels: np.ndarray, groups: np.ndarray, num_labels: int) -> np.ndarray:
+    """Return what the majority of each image's nearest neighbours in other groups is, (N,); of equals the lower label.
+
+    Args:
+        code: (N, D). labels: (N,) from 0. groups: (N,).
+    """
+    numbers = torch.from_numpy(np.unique(groups.astype(str), return_inverse=True)[1])
+    one_hot = F.one_hot(torch.from_numpy(labels), num_labels)
+    answers = []
+    for start in range(0, len(code), _CHUNK):
+        some = slice(start, start + _CHUNK)
+        distance = torch.cdist(code[some], code)  # (M, N)
+        distance[numbers[some, None] == numbers] = math.inf
+        nearest = distance.topk(min(NUM_NEIGHBOURS, len(code)), largest=False)
+        votes = one_hot[nearest.indices] * nearest.values.isfinite().unsqueeze(2)
+        answers.append(votes.sum(1).argmax(1))
+    return torch.cat(answers).numpy()
+
+
+def linear_probe(code: Tensor, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return what a linear classifier, fitted to the other folds, answers for each image, (N,).
+
+    Logistic regression with an L2 penalty of C = 1 and balanced classes, five folds of whole groups (Alain & Bengio
+    2016 probe layers so). A code of more than 256 dimensions is read by its first principal components.
+    """
+    linear_model = require("sklearn.linear_model", "analysis", "a linear probe")
+    selection = require("sklearn.model_selection", "analysis", "a linear probe")
+    x, answers = code.numpy(), np.empty_like(labels)
+    folds = selection.StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=NOISE_SEED)
+    for fitted, judged in tqdm(folds.split(x, labels, groups), desc="probe", total=NUM_FOLDS, leave=False):
+        mean, components = torch.zeros(x.shape[1]).numpy(), None
+        if x.shape[1] > PROBE_COMPONENTS:
+            mean = x[fitted].mean(0)
+            components = _axes(torch.from_numpy(x[fitted] - mean))[1][:PROBE_COMPONENTS].T.numpy()
+        read = [part - mean if components is None else (part - mean) @ components for part in (x[fitted], x[judged])]
+        probe = linear_model.LogisticRegression(C=1.0, class_weight="balanced", max_iter=10_000, tol=1e-3)
+        answers[judged] = probe.fit(read[0], labels[fitted]).predict(read[1])
+    return answers
+
+
+# --- discrete codes ---
+
+
+def codebook_use(run: OpenedRun, chosen: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return how the codes of a codebook are used: of K, how many occur, and exp of their entropy (perplexity).
+
+    Returns:
+        codes (K), grid, used, perplexity, and the same of each environment under `environments`, with the frequencies
+        of the codes, each sorted by itself.
+    """
+    coder: Any = run.algorithm
+    counts = {}
+    for name, rows in chosen.items():
+        grids = run.compute(rows, lambda x, y: {"codes": coder.codes(x)}, f"codes of {name}")["codes"]
+        counts[name] = grids.flatten().bincount(minlength=coder.num_codes).double()
+
+    def use(count: Tensor) -> dict[str, Any]:
+        share = count / count.sum()
+        return {
+            "used": int((count > 0).sum()),
+            "perplexity": torch.special.entr(share).sum().exp().item(),
+            "frequencies": share.sort(descending=True).values.tolist(),
+        }
+
+    whole = use(torch.stack([*counts.values()]).sum(0))
+    environments = {name: use(count) for name, count in counts.items()}
+    return {"codes": coder.num_codes, "grid": list(coder.grid), **whole, "environments": environments}
+
+
+# --- pictures ---
+
+
+def principal_components(code: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """Return the figures of a principal component analysis of (N, D), and the scores (N, <= 50) of its first ones."""
+    spread, axes = _axes(code)
+    share = spread.square() / spread.square().sum()
+    reached = share.cumsum(0)
+    figures = {
+        "explained_variance_ratio": share[:10].tolist(),
+        "components_for": {str(part): int((reached < part - 1e-9).sum()) + 1 for part in SHARES},
+    }
+    return figures, code @ axes[:MAP_COMPONENTS].T
+
+
+def _axes(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values (r,) and principal axes (r, D), each pointing where its largest entry is positive."""
+    _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    return spread, axes * largest.sign()
+
+
+def draw_maps(
+    run: OpenedRun, found: dict[str, Any], rows: np.ndarray, code: Tensor, components: Tensor, folder: Path,
+    maps: Sequence[str], perplexities: Sequence[float], neighbours: Sequence[int],
+) -> None:  # fmt: skip
+    """Draw each map, and add its figures and pictures to those found.
+
+    Args:
+        rows: (N,) of the images. code: (N, D). components: (N, <= 50) scores.
+    """
+    manifold = require("sklearn.manifold", "analysis", "a map of codes")
+    wanted: list[tuple[str, str, dict[str, Any]]] = []
+    share = found["pca"]["explained_variance_ratio"]
+    if "pca" in maps:
+        wanted.append(("pca", "PCA", {}))
+    for perplexity in perplexities if "tsne" in maps else ():
+        if perplexity >= len(rows):
+            found["notes"].append(f"no t-SNE of perplexity {perplexity:g}: there are only {len(rows)} images")
+        else:
+            wanted.append((f"tsne_{perplexity:g}", f"t-SNE, perplexity {perplexity:g}", {"perplexity": perplexity}))
+    for number in neighbours if "umap" in maps else ():
+        if number >= len(rows):
+            found["notes"].append(f"no UMAP of {number} neighbours: there are only {len(rows)} images")
+        else:
+            wanted.append((f"umap_{number}", f"UMAP, {number} neighbours", {"n_neighbors": number}))
+    judged = np.arange(len(rows))
+    if len(rows) > TRUST_IMAGES:
+        judged = np.sort(np.random.default_rng(NOISE_SEED).choice(len(rows), TRUST_IMAGES, replace=False))
+    for name, title, options in tqdm(wanted, desc="maps", leave=False):
+        if name == "pca":
+            points = F.pad(components[:, :2], (0, 2 - components[:, :2].shape[1])).numpy()
+        elif "perplexity" in options:
+            points = manifold.TSNE(random_state=NOISE_SEED, init="pca", **options).fit_transform(components.numpy())
+        else:
+            umap = require("umap", "analysis", "the map by UMAP")
+            points = umap.UMAP(random_state=NOISE_SEED, n_jobs=1, **options).fit_transform(components.numpy())
+        near = min(NUM_NEIGHBOURS, (len(judged) - 1) // 2)
+        trust = float(manifold.trustworthiness(code.numpy()[judged], points[judged], n_neighbors=near))
+        found["maps"][name] = {"title": title, "file": f"{name}.png", "trustworthiness": trust}
+        labels = [f"component {i + 1} ({one:.1%} of the variance)" for i, one in enumerate(share[:2])]
+        draw_map(run, found, rows, points, title, labels if name == "pca" else [], folder / f"{name}.png")
+        found["pictures"].append(
+            {
+                "file": f"{name}.png",
+                "title": f"{title} of the codes, by {' and by '.join(what for what, *_ in labellings(run, rows))}",
+                "caption": caption(found, name),
+            }
+        )
+
+
+def caption(found: dict[str, Any], name: str) -> str:
+    """Return what is to be seen on a map, in words, from the figures of the codes."""
+    parts = []
+    for what in ("class", "environment"):
+        if found[what]:
+            near = found[what]["neighbours"]["balanced_accuracy"]
+            parts.append(f"its {what} with balanced accuracy {near:.2f} (chance {found[what]['chance']:.2f})")
+    trust = found["maps"][name]["trustworthiness"]
+    seen = f"In the code itself, {NUM_NEIGHBOURS} neighbours name an image's {', and '.join(parts)}. " if parts else ""
+    lost = "most of what is near in the code is near here, too" if trust >= 0.9 else "do not read clusters out of it"
+    return f"{seen}Trustworthiness of the map {trust:.2f}: {lost}."
+
+
+def draw_map(
+    run: OpenedRun, found: dict[str, Any], rows: np.ndarray, points: np.ndarray, title: str, axis_names: list[str],
+    path: Path,
+) -> None:  # fmt: skip
+    """Draw points (N, 2), a panel for each of the labellings."""
+    panels = labellings(run, rows)
+    figure, axes = plots.new_figure(5.4 * len(panels) + 0.2, 4.6, 1, len(panels))
+    order = np.random.default_rng(NOISE_SEED).permutation(len(rows))
+    size = float(np.clip(6000 / len(rows), 4, 26))
+    for panel, (what, labels, names) in zip(np.atleast_1d(axes).ravel(), panels, strict=True):
+        palette = _palette(len(names), what == "class" and run.images.ordinal)
+        for label in np.unique(labels):
+            these = order[labels[order] == label]
+            is_target = what == "environment" and run.is_target(int(label))
+            panel.scatter(
+                points[these, 0], points[these, 1], s=size, color=palette[label], alpha=0.75, linewidths=0,
+                marker=plots.marker(label + label // len(plots.MARKERS)),
+                label=f"{names[label]}{' (target)' if is_target else ''}",
+            )  # fmt: skip
+        figures = found[what]
+        if figures:
+            near, chance = figures["neighbours"]["balanced_accuracy"], figures["chance"]
+            panel.set_title(f"by {what}: {NUM_NEIGHBOURS} neighbours {near:.2f}, chance {chance:.2f}")
+        else:
+            panel.set_title(f"by {what}")
+        for set_label, text in zip((panel.set_xlabel, panel.set_ylabel), axis_names, strict=False):
+            set_label(text)
+        panel.set_xticks([])
+        panel.set_yticks([])
+        legend = panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2, borderaxespad=0.2)
+        for handle in legend.legend_handles:
+            handle.set_sizes([30])
+            handle.set_alpha(1)
+    figure.suptitle(f"{title} · {run.title}", fontsize=9)
+    plots.save(figure, path)
+
+
+def _palette(count: int, ordinal: bool) -> list[Any]:
+    """Return colours: grades from dark to light, or one that is told apart for each."""
+    if not ordinal:
+        return [plots.colour(index) for index in range(count)]
+    colormap = require("matplotlib", "analysis", "a plot").colormaps[plots.SEQUENTIAL]
+    return [colormap(0.92 * index / max(1, count - 1)) for index in range(count)]
+
+
+def draw_kl(run: OpenedRun, found: dict[str, Any], posterior: reading.Posteriors, folder: Path) -> None:
+    """Draw the KL of each dimension, sorted, a panel for each level."""
+    figures = found["posterior"]
+    kl, active = np.array(figures["kl_per_dimension_nats"]), posterior.active.numpy()
+    figure, axes = plots.new_figure(4.6 * len(figures["levels"]) + 1, 3.2, 1, len(figures["levels"]))
+    panels = np.atleast_1d(axes).ravel()
+    for panel, level, columns in zip(panels, figures["levels"], posterior.levels, strict=True):
+        order = np.argsort(-kl[columns], kind="stable")
+        nats, is_active = kl[columns][order], active[columns][order]
+        places = np.arange(1, len(nats) + 1)
+        for which, colour, label in ((is_active, 0, "active"), (~is_active, 1, "inactive")):
+            if which.any():
+                panel.bar(
+                    places[which], nats[which], width=1.0, color=plots.colour(colour), edgecolor="white",
+                    linewidth=0.3 if len(nats) <= 150 else 0, label=f"{label}: {which.sum()}",
+                )  # fmt: skip
+        name = f"level {level['level']}: " if len(figures["levels"]) > 1 else ""
+        panel.set_title(f"{name}{level['kl_nats']:.3g} nats in {level['dimensions']} dimensions")
+        panel.set_xlabel("dimensions, sorted by their KL")
+        panel.set_ylabel("KL (nats, mean over images)")
+        panel.set_xlim(0.5, len(nats) + 0.5)
+        panel.set_ylim(min(0.0, 1.1 * nats.min()), max(1e-3, 1.1 * nats.max()))
+        panel.legend()
+    figure.suptitle(f"KL from the prior · {run.title}", fontsize=9)
+    plots.save(figure, folder / "kl.png")
+    found["pictures"].append(
+        {
+            "file": "kl.png",
+            "title": "KL of each latent dimension from its prior",
+            "caption": f"{figures['active_units']} of {figures['dimensions']} dimensions are active (variance of the "
+            f"posterior mean over images above {reading.ACTIVE_VARIANCE:g}); together they hold "
+            f"{figures['kl_nats']:.3g} nats. An inactive dimension is noise to the decoder.",
+        }
+    )
+
+
+def draw_codebook(run: OpenedRun, found: dict[str, Any], folder: Path) -> None:
+    """Draw how often each code is used, the most frequent first, by environment."""
+    use = found["codebook"]
+    figure, panel = plots.new_figure(5.6, 3.4)
+    for index, (name, one) in enumerate(use["environments"].items()):
+        shares = np.array(one["frequencies"][: max(1, one["used"])])
+        panel.plot(
+            np.arange(1, len(shares) + 1), shares, color=plots.colour(index),
+            label=f"{name}: perplexity {one['perplexity']:.0f}",
+        )  # fmt: skip
+    panel.axhline(1 / use["codes"], color="grey", linestyle=":", label=f"all {use['codes']} alike")
+    panel.set_yscale("log")
+    panel.set_xlabel("codes, sorted by their frequency")
+    panel.set_ylabel("share of the cells")
+    panel.set_xlim(1, use["codes"])
+    panel.legend()
+    figure.suptitle(run.title, fontsize=9)
+    plots.save(figure, folder / "codebook.png")
+    found["pictures"].append(
+        {
+            "file": "codebook.png",
+            "title": "How often each code is used",
+            "caption": f"{use['used']} of {use['codes']} codes occur, with a perplexity of {use['perplexity']:.0f}: the "
+            "images use the codebook as that many equally frequent codes would.",
+        }
+    )
+
+
+# --- in words ---
+
+
+def findings(found: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the codes, or worth knowing, a sentence each, with what to do."""
+    said = []
+    if posterior := found["posterior"]:
+        if not posterior["active_units"]:
+            said.append(
+                f"POSTERIOR COLLAPSE: none of the {posterior['dimensions']} dimensions is active "
+                f"(KL {posterior['kl_nats']:.3g} nats): the code tells the decoder nothing about the image. Train with "
+                "a smaller weight of the KL, let it rise slowly, or give each dimension free bits"
+            )
+        elif len(posterior["levels"]) > 1:
+            said += [
+                f"LEVEL {one['level']} IS DEAD: {one['active_units']} of its {one['dimensions']} dimensions are active, "
+                f"KL {one['kl_nats']:.3g} nats: it adds nothing to the other levels. Try mode=ladder, a slower rise of "
+                "the KL's weight, free bits, or leave the level out"
+                for one in posterior["levels"]
+                if one["dead"]
+            ]
+        if posterior["mutual_information_nats"] > 0.95 * posterior["mutual_information_bound_nats"]:
+            said.append(
+                "the mutual information is at its bound, log N: every image is told from every other one, and more "
+                "images would raise it. The marginal KL beside it is the largest that it can be"
+            )
+    if (use := found["codebook"]) and use["perplexity"] < 0.1 * use["codes"]:
+        said.append(
+            f"CODEBOOK HARDLY USED: a perplexity of {use['perplexity']:.0f} with {use['codes']} codes. Raise "
+            "restart_below, train longer, or use a smaller codebook"
+        )
+    for what, advice in (("class", ""), ("environment", "")):
+        figures = found[what]
+        if not figures or not figures["probe"]["interval"]:
+            continue
+        low, value, chance = figures["probe"]["interval"][0], figures["probe"]["balanced_accuracy"], figures["chance"]
+        if low <= chance:
+            said.append(
+                f"the {what} can't be read off the code: a linear probe answers {value:.2f}, and chance {chance:.2f} "
+                f"lies within its interval{advice}"
+            )
+        elif what == "environment" and value > 0.9:
+            said.append(
+                f"the environment is written in the code: a linear probe names it with balanced accuracy {value:.2f} "
+                f"(chance {chance:.2f})"
+            )
+    return said
