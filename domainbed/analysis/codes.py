@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domainbed.algorithms.base import Encoder, Hierarchical, LabelConditioned, Posterior
+from domainbed.algorithms.base import Hierarchical, LabelConditioned, Posterior
 from domainbed.analysis.opened import OpenedRun
 from domainbed.evaluator import NOISE_SEED
 from domainbed.objectives import gaussian
@@ -105,11 +105,6 @@ def read(run: OpenedRun, rows: np.ndarray) -> Codes:
     image_level = algorithm.image_level if isinstance(algorithm, Hierarchical) else 0
     doubles = {name: value.double() for name, value in found.items()}
     return Codes(code, Posteriors(**doubles, latent_dims=list(dims), image_level=image_level))
-
-
-def is_encoder(run: OpenedRun) -> bool:
-    """Whether the model of a run gives codes."""
-    return isinstance(run.algorithm, Encoder)
 
 
 def information(posterior: Posteriors) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from domainbed import metrics
-from domainbed.algorithms.base import Coder
+from domainbed.algorithms.base import Coder, Encoder, Sampler
 from domainbed.analysis import codes as reading
 from domainbed.analysis import plots
 from domainbed.analysis.extras import require
@@ -71,11 +71,11 @@ def analyse(
     Raises:
         UserError: the model gives no codes.
     """
-    coder = isinstance(run.algorithm, Coder)
-    if not reading.is_encoder(run) and not coder:
+    if not isinstance(run.algorithm, Encoder):
+        samples = ", and `traverse` draws its samples" if isinstance(run.algorithm, Sampler) else ""
         raise UserError(
             f"{run.config['algorithm']} gives no code of an image, so there is nothing to map. `layers` and `errors` "
-            "look at such a model; a code is given by ERM, AE, VAE, VQVAE and others that `list` calls Encoder"
+            f"look at such a model{samples}. Name the run of an algorithm with a code, such as AE, VAE or ERM"
         )
     chosen = run.rows(images, per_environment)
     rows = np.concatenate([*chosen.values()])
@@ -86,12 +86,9 @@ def analyse(
         "class": None, "environment": None, "pca": None, "posterior": None, "codebook": None,
         "maps": {}, "findings": [], "notes": [], "pictures": [],
     }  # fmt: skip
-    if coder:
+    if isinstance(run.algorithm, Coder):
         found["codebook"] = codebook_use(run, chosen)
         draw_codebook(run, found, folder)
-    if not reading.is_encoder(run):
-        found["notes"].append(f"{found['algorithm']} gives discrete codes alone: no map, no neighbours, no probe")
-        return found | {"findings": findings(found)}
     codes = reading.read(run, rows)
     if codes.posterior is not None:
         found["posterior"] = reading.information(codes.posterior)
@@ -365,7 +362,7 @@ def draw_map(
             set_label(text)
         panel.set_xticks([])
         panel.set_yticks([])
-        legend = panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2, borderaxespad=0.2)
+        legend = panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2, frameon=False)
         for handle in legend.legend_handles:
             handle.set_sizes([30])
             handle.set_alpha(1)
@@ -398,12 +395,12 @@ def draw_kl(run: OpenedRun, found: dict[str, Any], posterior: reading.Posteriors
                     linewidth=0.3 if len(nats) <= 150 else 0, label=f"{label}: {which.sum()}",
                 )  # fmt: skip
         name = f"level {level['level']}: " if len(figures["levels"]) > 1 else ""
-        panel.set_title(f"{name}{level['kl_nats']:.3g} nats in {level['dimensions']} dimensions")
+        panel.set_title(f"{name}{level['kl_nats']:.2f} nats in {level['dimensions']} dimensions")
         panel.set_xlabel("dimensions, sorted by their KL")
         panel.set_ylabel("KL (nats, mean over images)")
         panel.set_xlim(0.5, len(nats) + 0.5)
         panel.set_ylim(min(0.0, 1.1 * nats.min()), max(1e-3, 1.1 * nats.max()))
-        panel.legend()
+        panel.legend(frameon=False)
     figure.suptitle(f"KL from the prior · {run.title}", fontsize=9)
     plots.save(figure, folder / "kl.png")
     found["pictures"].append(
@@ -432,7 +429,7 @@ def draw_codebook(run: OpenedRun, found: dict[str, Any], folder: Path) -> None:
     panel.set_xlabel("codes, sorted by their frequency")
     panel.set_ylabel("share of the cells")
     panel.set_xlim(1, use["codes"])
-    panel.legend()
+    panel.legend(frameon=False)
     figure.suptitle(run.title, fontsize=9)
     plots.save(figure, folder / "codebook.png")
     found["pictures"].append(
@@ -456,7 +453,8 @@ def findings(found: dict[str, Any]) -> list[str]:
             said.append(
                 f"POSTERIOR COLLAPSE: none of the {posterior['dimensions']} dimensions is active "
                 f"(KL {posterior['kl_nats']:.3g} nats): the code tells the decoder nothing about the image. Train with "
-                "a smaller weight of the KL, let it rise slowly, or give each dimension free bits"
+                "a smaller weight of the KL, let it rise slowly, or give each dimension free bits. What neighbours and "
+                "probe still find are differences of the means that drown in the posterior's own noise"
             )
         elif len(posterior["levels"]) > 1:
             said += [
@@ -468,23 +466,24 @@ def findings(found: dict[str, Any]) -> list[str]:
             ]
         if posterior["mutual_information_nats"] > 0.95 * posterior["mutual_information_bound_nats"]:
             said.append(
-                "the mutual information is at its bound, log N: every image is told from every other one, and more "
-                "images would raise it. The marginal KL beside it is the largest that it can be"
+                "the mutual information is at its bound, log N: the code tells every image from every other one, and "
+                "more images would raise it (and lower the KL of all codes together)"
             )
     if (use := found["codebook"]) and use["perplexity"] < 0.1 * use["codes"]:
         said.append(
             f"CODEBOOK HARDLY USED: a perplexity of {use['perplexity']:.0f} with {use['codes']} codes. Raise "
             "restart_below, train longer, or use a smaller codebook"
         )
-    for what, advice in (("class", ""), ("environment", "")):
+    collapsed = posterior is not None and not posterior["active_units"]
+    for what in ("class", "environment"):
         figures = found[what]
-        if not figures or not figures["probe"]["interval"]:
+        if collapsed or not figures or not figures["probe"]["interval"]:
             continue
         low, value, chance = figures["probe"]["interval"][0], figures["probe"]["balanced_accuracy"], figures["chance"]
         if low <= chance:
             said.append(
-                f"the {what} can't be read off the code: a linear probe answers {value:.2f}, and chance {chance:.2f} "
-                f"lies within its interval{advice}"
+                f"the {what} can't be read off the code: a linear probe answers {value:.2f}, and chance ({chance:.2f}) "
+                "lies within its interval"
             )
         elif what == "environment" and value > 0.9:
             said.append(

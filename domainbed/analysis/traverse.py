@@ -6,6 +6,7 @@
 What the codes tell of images is in `latents`.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from domainbed import reconstructions
-from domainbed.algorithms.base import Coder, Decoder, Hierarchical, LabelConditioned, Sampler
+from domainbed.algorithms.base import Coder, Decoder, Encoder, Hierarchical, LabelConditioned, Sampler
 from domainbed.analysis import codes as reading
 from domainbed.analysis import plots
 from domainbed.analysis.extras import require
@@ -60,6 +61,7 @@ def analyse(
         num_images: around whose codes. components: of the Gaussian mixture.
 
     Returns:
+        images: whose codes give mean and sigma. active_units: of `codes`, None without a posterior.
         dimensions: for each of those traversed dimension (from 0, in the code), level (from 1, None without levels),
             kl_nats (None without a posterior), mean and sigma over images, image_change (mean absolute difference in
             [0, 1] of the two ends, over pixels and the images shown; None where nothing is decoded), and with known
@@ -71,24 +73,25 @@ def analyse(
         UserError: the model neither decodes codes nor draws samples, and no factors of its codes are known.
     """
     algorithm: Any = run.algorithm
-    has_codes = reading.is_encoder(run) and not isinstance(algorithm, Coder)
+    has_codes = isinstance(algorithm, Encoder)
+    has_dimensions = has_codes and not isinstance(algorithm, Coder)
     decodes = has_codes and isinstance(algorithm, Decoder)
-    factors = known_factors(run) if has_codes else None
-    interpolates = reading.is_encoder(run) and isinstance(algorithm, Decoder)
-    if not interpolates and factors is None and not isinstance(algorithm, Sampler):
+    factors = known_factors(run) if has_dimensions else None
+    if not decodes and factors is None and not isinstance(algorithm, Sampler):
+        others = "`latents`, `layers` and `errors`" if has_codes else "`layers` and `errors`"
         raise UserError(
-            f"{run.config['algorithm']} neither draws images from a code nor samples, so there is nothing to traverse. "
-            "`layers` and `errors` look at such a model, and `latents` if it has a code"
+            f"{run.config['algorithm']} draws no images, from a code or otherwise, so there is nothing to traverse. "
+            f"{others} look at such a model"
         )
     found: dict[str, Any] = {
         "algorithm": run.config["algorithm"], "target": run.target, "checkpoint": run.checkpoint,
-        "dimensions": [], "factors": None, "mixture": None, "findings": [], "notes": [], "pictures": [],
+        "choice": images, "images": 0, "active_units": None, "dimensions": [], "factors": None, "mixture": None, "findings": [], "notes": [], "pictures": [],
     }  # fmt: skip
-    if has_codes:
-        chosen = run.rows(images, PER_ENVIRONMENT)
+    chosen = run.rows(images, PER_ENVIRONMENT)
+    if has_dimensions:
         rows = np.concatenate([*chosen.values()])
         space = CodeSpace(run, rows)
-        found["dimensions"] = space.describe(dimensions)
+        found |= {"images": len(rows), "active_units": space.active_units, "dimensions": space.describe(dimensions)}
         if decodes:
             for row in anchors(run, chosen, num_images):
                 traverse(run, found, space, row, folder)
@@ -98,11 +101,11 @@ def analyse(
             found["notes"].append(f"{found['algorithm']} draws no image from a code: no traversals, no interpolations")
         if factors is not None:
             add_factors(run, found, space, factors(rows), folder)
-    elif reading.is_encoder(run):
+    elif has_codes:
         found["notes"].append("the code is a grid of discrete codes: its cells are not traversed one by one")
-    if interpolates:
-        interpolate(run, found, run.rows(images, PER_ENVIRONMENT), folder)
-    draw_samples(run, found, components if decodes else None, folder)
+    if decodes:
+        interpolate(run, found, chosen, folder)
+    draw_samples(run, found, components if decodes and has_dimensions else None, folder)
     return found | {"findings": findings(found)}
 
 
@@ -113,7 +116,8 @@ class CodeSpace:
         rows: (N,) of the images.
 
     Attributes:
-        codes: of the images, of what is decoded; for a model that is told labels, under their own.
+        codes: (N, D) that are decoded; for a model that is told labels, under their own.
+        unlabelled: (N, D), the same without labels. active_units: None without a posterior.
         mean, sigma: (D,) of the aggregate: of the codes, with a posterior of the mixture of all posteriors.
         kl: (D,) nats, None without a posterior.
         levels: columns of each level; one for a plain code.
@@ -122,7 +126,9 @@ class CodeSpace:
     def __init__(self, run: OpenedRun, rows: np.ndarray) -> None:
         found = reading.read(run, rows)
         posterior = found.posterior
+        self.unlabelled = found.code
         self.codes = found.code if posterior is None else posterior.mean.float()
+        self.active_units = None if posterior is None else int(posterior.active.sum())
         variance = self.codes.double().var(0, correction=0)
         if posterior is not None:
             variance = variance + posterior.logvar.exp().mean(0)
@@ -210,16 +216,19 @@ def traverse(run: OpenedRun, found: dict[str, Any], space: CodeSpace, row: int, 
             drawn = decode(run, torch.cat([z, tail], dim=1), label)
         tiles = {}
         for index, (one, images) in enumerate(zip(described, drawn[:-1].split(len(STEPS_SIGMA)), strict=True)):
-            one.setdefault("changes", []).append((images[-1] - images[0]).abs().mean().item())
+            difference = (images[-1:] - images[:1]).abs()
+            one.setdefault("changes", []).append(difference.mean().item())
             head = x if index == 0 else drawn[-1:] if index == 1 else torch.ones_like(x)
             kl = "" if one["kl_nats"] is None else f" · {one['kl_nats']:.2f} nats"
-            tiles[f"z_{one['dimension']}{kl}"] = torch.cat([head, images])
+            where = (difference * reconstructions.DIFFERENCE_GAIN).clamp(0, 1)
+            tiles[f"z_{one['dimension']}{kl}"] = torch.cat([head, images, where])
         name = f"traversal_{run.images.names[row]}" + (f"_level_{number}" if len(space.levels) > 1 else "")
         file = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name) + ".png"
         of_level = f" of level {number}" if len(space.levels) > 1 else ""
         steps = [f"{step:+g} sigma" if step else "mean" for step in STEPS_SIGMA]
-        title = f"{run.title} · {name_of(run, row)} · above: the image, below: its reconstruction"
-        write(reconstructions.sheet(tiles, ["image", *steps], title), folder / file)
+        title = f"{run.title} · {name_of(run, row)} · in the first column the image, above its reconstruction"
+        ends = f"|ends| x{reconstructions.DIFFERENCE_GAIN}"
+        write(reconstructions.sheet(tiles, ["", *steps, ends], title), folder / file)
         below = " Levels below follow by the mean of their prior; those above change nothing." if is_level else ""
         strongest = max(described, key=lambda one: one["changes"][-1])
         found["pictures"].append(
@@ -227,7 +236,8 @@ def traverse(run: OpenedRun, found: dict[str, Any], space: CodeSpace, row: int, 
                 "file": file,
                 "title": f"Dimensions{of_level} from -3 to 3 sigma, around an image of {name_of(run, row)}",
                 "caption": "Each row moves one dimension through the range that codes of these images have, the others "
-                f"stay as the image has them.{below} z_{strongest['dimension']} changes the image most: "
+                "stay as the image has them; the last column is the absolute difference of the ends, "
+                f"{reconstructions.DIFFERENCE_GAIN} times as large.{below} z_{strongest['dimension']} changes the image most: "
                 f"{strongest['changes'][-1]:.3f} of the grey range, mean over pixels.",
             }
         )
@@ -295,7 +305,8 @@ def draw_samples(run: OpenedRun, found: dict[str, Any], components: int | None, 
         with run.engine.evaluation(run.algorithm, NOISE_SEED):
             add("prior", algorithm.sample(count))
     else:
-        found["notes"].append(f"{found['algorithm']} has no prior to draw from")
+        by_code = ": a run of CodePrior learns one over its codes" if isinstance(algorithm, Coder) else ""
+        found["notes"].append(f"{found['algorithm']} has no prior to draw from{by_code}")
     if components is not None:
         drawn = from_mixture(run, found, components, count)
         if drawn is not None:
@@ -340,14 +351,15 @@ def draw_samples(run: OpenedRun, found: dict[str, Any], components: int | None, 
 def from_mixture(run: OpenedRun, found: dict[str, Any], components: int, count: int) -> Tensor | None:
     """Return `count` images of codes drawn from Gaussians fitted to codes of training images (Ghosh et al. 2020, 4).
 
-    The covariances are full or diagonal, whichever has the lower BIC. None where the codes can't be fitted.
+    The covariances are full or diagonal, whichever makes a fifth of the codes, which is held back, more likely. None
+    where the codes can't be fitted.
     """
     rows = np.concatenate([*run.rows("train", PER_ENVIRONMENT).values()])
     told = isinstance(run.algorithm, LabelConditioned)
     codes = CodeSpace(run, rows).codes.double()
     if isinstance(run.algorithm, Hierarchical):  # the image depends on the lowest level alone
         codes = codes[:, : run.algorithm.latent_dims[0]]
-    if codes.shape[1] > MIXTURE_DIMENSIONS or told or len(codes) < 2 * components:
+    if codes.shape[1] > MIXTURE_DIMENSIONS or told or len(codes) < 5 * components:
         why = (
             "the model is told labels, and draws from its prior under each"
             if told
@@ -357,14 +369,18 @@ def from_mixture(run: OpenedRun, found: dict[str, Any], components: int, count: 
         return None
     mixture = require("sklearn.mixture", "analysis", "a Gaussian mixture")
     spread = codes.var(0).mean().item() or 1.0
-    fits = [
-        mixture.GaussianMixture(
-            components, covariance_type=kind, reg_covar=1e-6 * spread, random_state=NOISE_SEED, max_iter=500, tol=1e-2
-        ).fit(codes.numpy())
-        for kind in ("full", "diag")
-    ]
-    best = min(fits, key=lambda one: one.bic(codes.numpy()))
-    found["mixture"] = {"components": components, "covariance": best.covariance_type, "images": len(codes)}
+    order = np.random.default_rng(NOISE_SEED).permutation(len(codes))
+    fitted, judged = codes.numpy()[order[len(codes) // 5 :]], codes.numpy()[order[: len(codes) // 5]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one that has not converged, or has fewer distinct codes, draws as well
+        fits = [
+            mixture.GaussianMixture(
+                components, covariance_type=kind, reg_covar=1e-4 * spread, random_state=NOISE_SEED
+            ).fit(fitted)
+            for kind in ("full", "diag")
+        ]
+    best = max(fits, key=lambda one: one.score(judged))
+    found["mixture"] = {"components": components, "covariance": best.covariance_type, "images": len(fitted)}
     drawn = best.sample(count)[0][np.random.default_rng(NOISE_SEED).permutation(count)]
     return decode(run, torch.from_numpy(drawn))
 
@@ -462,7 +478,7 @@ def add_factors(
     run: OpenedRun, found: dict[str, Any], space: CodeSpace, factors: Mapping[str, np.ndarray], folder: Path
 ) -> None:
     """Add which factor each described dimension follows, and a heat map of the described ones."""
-    figures = found["factors"] = follow(space.codes.numpy(), factors)
+    figures = found["factors"] = follow(space.unlabelled.numpy(), factors)
     names, share = figures["names"], np.array(figures["share"])
     for one in found["dimensions"]:
         dimension = one["dimension"]
@@ -504,10 +520,15 @@ def findings(found: dict[str, Any]) -> list[str]:
     """Return what is wrong with the dimensions, a sentence each."""
     changes = [one["image_change"] for one in found["dimensions"] if one["image_change"] is not None]
     said = []
+    if found["active_units"] == 0:
+        said.append(
+            "POSTERIOR COLLAPSE: no dimension tells the images apart, so that a traversal is the decoder's answer to "
+            "noise and an interpolation stands still. `latents` has the figures"
+        )
     if changes and max(changes) < 1 / 255:
         said.append(
             f"no dimension changes the image by as much as one grey level of 255 (at most {255 * max(changes):.2f}): the "
-            "decoder does not listen to the code. `latents` says whether the posterior has collapsed"
+            "decoder does not listen to the code"
         )
     if found.get("label_change", 1.0) < 1 / 255:
         said.append("the label does not change the image: the decoder does not listen to it")

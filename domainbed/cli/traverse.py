@@ -43,11 +43,12 @@ def table(found: dict[str, Any]) -> list[str]:
     lines = []
     if found["dimensions"]:
         with_factors = found["factors"] is not None
+        lines.append(f"mean and sigma of {found['images']} {found['choice']} images, checkpoint {found['checkpoint']}:")
         head = "dimension  level  KL (nats)   sigma  image change"
         lines.append(head + ("  follows" if with_factors else ""))
         for one in found["dimensions"]:
             level = "–" if one["level"] is None else str(one["level"])
-            kl = "–" if one["kl_nats"] is None else f"{one['kl_nats']:.3f}"
+            kl = "–" if one["kl_nats"] is None else f"{one['kl_nats']:.3g}"
             change = "–" if one["image_change"] is None else f"{one['image_change']:.4f}"
             name = f"z_{one['dimension']}"
             line = f"{name:>9}  {level:>5}  {kl:>9}  {one['sigma']:>6.3f}  {change:>12}"
