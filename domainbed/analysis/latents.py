@@ -113,9 +113,12 @@ def role(run: OpenedRun, rows: np.ndarray) -> str:
 
 
 def labellings(run: OpenedRun, rows: np.ndarray) -> list[tuple[str, np.ndarray, list[str]]]:
-    """Return (what, labels (N,), names) of what images can be told apart by: class, environment."""
-    found = [("environment", run.images.environment[rows], run.images.environments)]
-    return [("class", run.images.labels[rows], run.classes), *found] if run.classes else found
+    """Return (what, labels (N,), names) of what images are told apart by: class, environment, if there are several."""
+    by_class = ("class", run.images.labels[rows], run.classes)
+    by_environment = ("environment", run.images.environment[rows], run.images.environments)
+    if not run.classes:
+        return [by_environment]
+    return [by_class, by_environment] if len(np.unique(by_environment[1])) > 1 else [by_class]
 
 
 def scale(code: Tensor) -> Tensor | None:
@@ -436,8 +439,8 @@ def draw_codebook(run: OpenedRun, found: dict[str, Any], folder: Path) -> None:
         {
             "file": "codebook.png",
             "title": "How often each code is used",
-            "caption": f"{use['used']} of {use['codes']} codes occur, with a perplexity of {use['perplexity']:.0f}: the "
-            "images use the codebook as that many equally frequent codes would.",
+            "caption": f"{use['used']} of {use['codes']} codes occur, with a perplexity of {use['perplexity']:.0f}: "
+            "the images use the codebook as that many equally frequent codes would.",
         }
     )
 
@@ -458,8 +461,8 @@ def findings(found: dict[str, Any]) -> list[str]:
             )
         elif len(posterior["levels"]) > 1:
             said += [
-                f"LEVEL {one['level']} IS DEAD: {one['active_units']} of its {one['dimensions']} dimensions are active, "
-                f"KL {one['kl_nats']:.3g} nats: it adds nothing to the other levels. Try mode=ladder, a slower rise of "
+                f"LEVEL {one['level']} IS DEAD: {one['active_units']} of its {one['dimensions']} dimensions are "
+                f"active, KL {one['kl_nats']:.3g} nats: it adds nothing to the other levels. Try mode=ladder, a slower rise of "
                 "the KL's weight, free bits, or leave the level out"
                 for one in posterior["levels"]
                 if one["dead"]

@@ -32,12 +32,15 @@ STEPS_SIGMA = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 #: Shares of the second image in the codes between two.
 SHARES = (0.0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0)
 NUM_SAMPLES, SAMPLE_ROWS = 8, 2
+#: The least change of a pixel that an 8-bit image can show.
+ONE_LEVEL = 1 / 255
 #: Of each environment, images whose codes give mean and sigma, at most.
 PER_ENVIRONMENT = 1000
 #: Codes with more dimensions are not fitted by Gaussians: there would be too few images for a covariance.
 MIXTURE_DIMENSIONS = 512
-#: Equally frequent values into which a dimension, or a factor with more values than that, is cut.
-NUM_BINS = 10
+#: Equally frequent values into which a dimension, or a factor with more values than that, is cut, at most; fewer where
+#: two that know nothing of each other would share fewer images in each cell than this (Cochran 1954).
+NUM_BINS, IMAGES_PER_CELL = 10, 5
 #: Chance of naming a factor for a dimension that knows none.
 SIGNIFICANCE = 0.001
 
@@ -66,6 +69,8 @@ def analyse(
             kl_nats (None without a posterior), mean and sigma over images, image_change (mean absolute difference in
             [0, 1] of the two ends, over pixels and the images shown; None where nothing is decoded), and with known
             factors factor (None where none is followed), share (of its entropy) and spearman.
+        largest_change: of any pixel by any of them. label_change, largest_label_change: by the label, likewise; only
+            where something is decoded, and where labels are told.
         factors: of `follow`, None without known factors. mixture: components and covariance, None without one.
         findings, notes: sentences. pictures.
 
@@ -85,7 +90,8 @@ def analyse(
         )
     found: dict[str, Any] = {
         "algorithm": run.config["algorithm"], "target": run.target, "checkpoint": run.checkpoint,
-        "choice": images, "images": 0, "active_units": None, "dimensions": [], "factors": None, "mixture": None, "findings": [], "notes": [], "pictures": [],
+        "choice": images, "images": 0, "active_units": None, "dimensions": [], "factors": None,
+        "mixture": None, "findings": [], "notes": [], "pictures": [],
     }  # fmt: skip
     chosen = run.rows(images, PER_ENVIRONMENT)
     if has_dimensions:
@@ -214,21 +220,22 @@ def traverse(run: OpenedRun, found: dict[str, Any], space: CodeSpace, row: int, 
         else:  # the lowest level is followed by the others in a code, which change nothing
             tail = code[columns.stop :].repeat(len(z), 1)
             drawn = decode(run, torch.cat([z, tail], dim=1), label)
+        each = drawn[:-1].unflatten(0, (len(described), len(STEPS_SIGMA)))  # (dimensions, steps, C, H, W)
+        difference = (each[:, -1] - each[:, 0]).abs().mean(1, keepdim=True)  # (dimensions, 1, H, W)
+        found["largest_change"] = max(found.get("largest_change", 0.0), difference.max().item())
+        where = (difference / difference.max().clamp(min=ONE_LEVEL)).expand_as(each[:, 0])
         tiles = {}
-        for index, (one, images) in enumerate(zip(described, drawn[:-1].split(len(STEPS_SIGMA)), strict=True)):
-            difference = (images[-1:] - images[:1]).abs()
-            one.setdefault("changes", []).append(difference.mean().item())
+        for index, one in enumerate(described):
+            one.setdefault("changes", []).append(difference[index].mean().item())
             head = x if index == 0 else drawn[-1:] if index == 1 else torch.ones_like(x)
             kl = "" if one["kl_nats"] is None else f" · {one['kl_nats']:.2f} nats"
-            where = (difference * reconstructions.DIFFERENCE_GAIN).clamp(0, 1)
-            tiles[f"z_{one['dimension']}{kl}"] = torch.cat([head, images, where])
+            tiles[f"z_{one['dimension']}{kl}"] = torch.cat([head, each[index], where[index, None]])
         name = f"traversal_{run.images.names[row]}" + (f"_level_{number}" if len(space.levels) > 1 else "")
         file = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name) + ".png"
         of_level = f" of level {number}" if len(space.levels) > 1 else ""
         steps = [f"{step:+g} sigma" if step else "mean" for step in STEPS_SIGMA]
         title = f"{run.title} · {name_of(run, row)} · in the first column the image, above its reconstruction"
-        ends = f"|ends| x{reconstructions.DIFFERENCE_GAIN}"
-        write(reconstructions.sheet(tiles, ["", *steps, ends], title), folder / file)
+        write(reconstructions.sheet(tiles, ["", *steps, "where"], title), folder / file)
         below = " Levels below follow by the mean of their prior; those above change nothing." if is_level else ""
         strongest = max(described, key=lambda one: one["changes"][-1])
         found["pictures"].append(
@@ -236,8 +243,8 @@ def traverse(run: OpenedRun, found: dict[str, Any], space: CodeSpace, row: int, 
                 "file": file,
                 "title": f"Dimensions{of_level} from -3 to 3 sigma, around an image of {name_of(run, row)}",
                 "caption": "Each row moves one dimension through the range that codes of these images have, the others "
-                "stay as the image has them; the last column is the absolute difference of the ends, "
-                f"{reconstructions.DIFFERENCE_GAIN} times as large.{below} z_{strongest['dimension']} changes the image most: "
+                "stay as the image has them; the last column is where its ends differ, white being the largest "
+                f"difference in the picture.{below} z_{strongest['dimension']} changes the image most: "
                 f"{strongest['changes'][-1]:.3f} of the grey range, mean over pixels.",
             }
         )
@@ -274,8 +281,7 @@ def interpolate(run: OpenedRun, found: dict[str, Any], chosen: Mapping[str, np.n
     z = codes.code if codes.posterior is None else codes.posterior.mean.float()
     x, share, tiles = run.pixels(rows), torch.tensor(SHARES)[:, None], {}
     for index, (name, (start, _)) in enumerate(pairs.items()):
-        first, last = z[2 * index], z[2 * index + 1]
-        drawn = decode(run, first + share * (last - first), int(run.images.labels[start]))
+        drawn = decode(run, torch.lerp(z[2 * index], z[2 * index + 1], share), int(run.images.labels[start]))
         tiles[name] = torch.cat([x[2 * index, None], drawn, x[2 * index + 1, None]])
     labels = ["image", *(f"{one:.0%}" for one in SHARES), "image"]
     write(reconstructions.sheet(tiles, labels, f"{run.title} · between two codes"), folder / "interpolations.png")
@@ -334,16 +340,16 @@ def draw_samples(run: OpenedRun, found: dict[str, Any], components: int | None, 
                 y = torch.full((NUM_SAMPLES,), label, device=run.engine.device)
                 by_label[name] = algorithm.sample(NUM_SAMPLES, y).float().cpu()
         spread = torch.stack([*by_label.values()])  # (K, 8, C, H, W)
-        change = (spread - spread.mean(0)).abs().mean().item()
+        change = (spread - spread.mean(0)).abs()
         title = f"{run.title} · drawn under each label, a column has the same noise"
         write(reconstructions.sheet(by_label, [""] * NUM_SAMPLES, title), folder / "samples_per_label.png")
-        found["label_change"] = change
+        found |= {"label_change": change.mean().item(), "largest_label_change": change.max().item()}
         found["pictures"].append(
             {
                 "file": "samples_per_label.png",
                 "title": "Samples under each label",
                 "caption": "Each row is one label, each column one draw of the noise. The label moves an image by "
-                f"{change:.3f} of the grey range from the mean over labels, mean over pixels.",
+                f"{found['label_change']:.3f} of the grey range from the mean over labels, mean over pixels.",
             }
         )
 
@@ -363,7 +369,7 @@ def from_mixture(run: OpenedRun, found: dict[str, Any], components: int, count: 
         why = (
             "the model is told labels, and draws from its prior under each"
             if told
-            else f"{len(codes)} images are too few for a code of {codes.shape[1]} dimensions and {components} components"
+            else f"{len(codes)} images are too few for a code of {codes.shape[1]} dimensions, or {components} Gaussians"
         )
         found["notes"].append(f"no Gaussian mixture: {why}")
         return None
@@ -413,7 +419,8 @@ def known_factors(run: OpenedRun) -> Any:
 def follow(codes: np.ndarray, factors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return which known factor each dimension of a code follows.
 
-    Mutual information of dimension and factor, each cut into at most 10 equally frequent values, less its expectation
+    Mutual information of dimension and factor, each cut into at most 10 equally frequent values (fewer below 500
+    images), less its expectation
     for independent ones, (a - 1) (b - 1) / 2N with a and b values (Miller 1955), as a share of the factor's entropy.
 
     Args:
@@ -427,14 +434,15 @@ def follow(codes: np.ndarray, factors: Mapping[str, np.ndarray]) -> dict[str, An
     """
     stats = require("scipy.stats", "analysis", "the factors of a code")
     names = [name for name, values in factors.items() if len(set(values.tolist())) > 1]
-    cut = [_cut(column) for column in codes.T]
+    bins = int(np.clip((len(codes) / IMAGES_PER_CELL) ** 0.5, 2, NUM_BINS))
+    cut = [_cut(column, bins) for column in codes.T]
     shares = np.zeros((len(cut), len(names)))
     significant = np.zeros(shares.shape, bool)
     spearman: list[list[float | None]] = [[None] * len(names) for _ in cut]
     for f, name in enumerate(names):
         values = factors[name]
         is_number = np.issubdtype(values.dtype, np.number)
-        truth = _cut(values) if is_number else np.unique(values, return_inverse=True)[1]
+        truth = _cut(values, bins) if is_number else np.unique(values, return_inverse=True)[1]
         ranks = stats.rankdata(values) if is_number else None
         for d, column in enumerate(cut):
             table = np.zeros((column.max() + 1, truth.max() + 1))
@@ -455,12 +463,12 @@ def follow(codes: np.ndarray, factors: Mapping[str, np.ndarray]) -> dict[str, An
     }  # fmt: skip
 
 
-def _cut(values: np.ndarray) -> np.ndarray:
-    """Return which of at most 10 equally frequent intervals each value is in, (N,) from 0; equal values stay together."""
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
+def _cut(values: np.ndarray, bins: int) -> np.ndarray:
+    """Return which of at most `bins` equally frequent intervals each value is in, (N,) from 0; equals share one."""
     distinct = np.unique(values)
-    if len(distinct) <= NUM_BINS:
+    if len(distinct) <= bins:
         return np.searchsorted(distinct, values)
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
     return np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1]
 
 
@@ -518,18 +526,16 @@ def add_factors(
 
 def findings(found: dict[str, Any]) -> list[str]:
     """Return what is wrong with the dimensions, a sentence each."""
-    changes = [one["image_change"] for one in found["dimensions"] if one["image_change"] is not None]
     said = []
     if found["active_units"] == 0:
         said.append(
             "POSTERIOR COLLAPSE: no dimension tells the images apart, so that a traversal is the decoder's answer to "
             "noise and an interpolation stands still. `latents` has the figures"
         )
-    if changes and max(changes) < 1 / 255:
-        said.append(
-            f"no dimension changes the image by as much as one grey level of 255 (at most {255 * max(changes):.2f}): the "
-            "decoder does not listen to the code"
-        )
-    if found.get("label_change", 1.0) < 1 / 255:
-        said.append("the label does not change the image: the decoder does not listen to it")
+    for key, what in (("largest_change", "code"), ("largest_label_change", "label")):
+        if found.get(key, 1.0) < ONE_LEVEL:
+            said.append(
+                f"THE DECODER DOES NOT LISTEN TO THE {what.upper()}: nothing that was tried there changes any pixel by "
+                "as much as one of 255 grey levels"
+            )
     return said

@@ -48,7 +48,7 @@ def table(found: dict[str, Any]) -> list[str]:
         lines.append(head + ("  follows" if with_factors else ""))
         for one in found["dimensions"]:
             level = "–" if one["level"] is None else str(one["level"])
-            kl = "–" if one["kl_nats"] is None else f"{one['kl_nats']:.3g}"
+            kl = "–" if one["kl_nats"] is None else f"{one['kl_nats']:.3f}"
             change = "–" if one["image_change"] is None else f"{one['image_change']:.4f}"
             name = f"z_{one['dimension']}"
             line = f"{name:>9}  {level:>5}  {kl:>9}  {one['sigma']:>6.3f}  {change:>12}"

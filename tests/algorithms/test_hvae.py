@@ -305,3 +305,16 @@ def test_a_mistake_is_refused_with_what_to_do(hparams, says):
 def test_too_small_an_image_is_refused_with_what_to_do():
     with pytest.raises(UserError, match="divide an image's side by 16, but these are of 15 x 64 px. Give fewer layers"):
         HVAE((3, 15, 64), 0, 1, {})
+
+
+@pytest.mark.parametrize("mode, image_level", [("bottom_up", 0), ("ladder", 2)])
+def test_a_level_is_decoded_through_the_means_of_the_priors_below(mode: str, image_level: int) -> None:
+    algorithm = build(HVAE, latent_dims=[6, 4, 3], encoder_hidden_dims=[4, 8, 8], mode=mode).eval()
+    assert algorithm.latent_dims == [6, 4, 3] and algorithm.image_level == image_level
+    z = [torch.randn(2, size, generator=torch.Generator().manual_seed(size)) for size in (6, 4, 3)]
+    with torch.no_grad():
+        below = algorithm.hierarchy.priors[0](z[1])[0]
+        assert torch.equal(algorithm.decode_level(z[0], 0), algorithm.decode(z[0]))
+        assert torch.equal(algorithm.decode_level(z[1], 1), algorithm.decode(below))
+        two_below = algorithm.hierarchy.priors[0](algorithm.hierarchy.priors[1](z[2])[0])[0]
+        assert torch.equal(algorithm.decode_level(z[2], 2), algorithm.decode(two_below))

@@ -98,7 +98,7 @@ def test_one_scale_leaves_dimensions_that_hardly_vary_small() -> None:
 
 
 class Grids:
-    """Coder whose codes are the brightness of an image: dark is code 0, middle 2, bright 4; the half below is code 6."""
+    """Coder whose codes are the brightness of an image: dark is 0, middle 2, bright 4; the half below is 6."""
 
     num_codes, grid = 8, (2, 2)
 
@@ -205,7 +205,9 @@ def test_what_an_algorithm_has_is_shown(cls, tmp_path: Path) -> None:
     assert found["posterior"] is None and found["maps"]
 
 
-@pytest.mark.parametrize("cls, others", [(LatentClassifier, "model. Name"), (CodePrior, "`traverse` draws its samples")])
+@pytest.mark.parametrize(
+    "cls, others", [(LatentClassifier, "model. Name"), (CodePrior, "`traverse` draws its samples")]
+)
 def test_a_model_without_codes_is_refused_with_what_to_do(cls, others: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{cls.name} gives no code.*`layers` and `errors`.*{others}"):
         look(build(cls), tmp_path)
