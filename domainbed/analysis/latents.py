@@ -462,20 +462,28 @@ def findings(found: dict[str, Any]) -> list[str]:
         elif len(posterior["levels"]) > 1:
             said += [
                 f"LEVEL {one['level']} IS DEAD: {one['active_units']} of its {one['dimensions']} dimensions are "
-                f"active, KL {one['kl_nats']:.3g} nats: it adds nothing to the other levels. Try mode=ladder, a slower rise of "
-                "the KL's weight, free bits, or leave the level out"
+                f"active, KL {one['kl_nats']:.3g} nats: it adds nothing to the other levels. Draw levels from above (a "
+                "ladder), let the KL's weight rise slowly, give free bits, or leave the level out"
                 for one in posterior["levels"]
                 if one["dead"]
             ]
-        if posterior["mutual_information_nats"] > 0.95 * posterior["mutual_information_bound_nats"]:
+        marginal = posterior["marginal_kl_nats"]
+        at_bound = posterior["mutual_information_nats"] > 0.95 * posterior["mutual_information_bound_nats"]
+        if marginal is not None and not at_bound and marginal > max(1.0, posterior["mutual_information_nats"]):
+            said.append(
+                f"THE PRIOR IS ELSEWHERE: all codes together are {marginal:.3g} nats from it, more than they tell of "
+                f"an image ({posterior['mutual_information_nats']:.3g}): its samples won't look like the images. Give "
+                "the KL more weight, or draw from a mixture fitted to the codes (`traverse`)"
+            )
+        if at_bound:
             said.append(
                 "the mutual information is at its bound, log N: the code tells every image from every other one, and "
                 "more images would raise it (and lower the KL of all codes together)"
             )
     if (use := found["codebook"]) and use["perplexity"] < 0.1 * use["codes"]:
         said.append(
-            f"CODEBOOK HARDLY USED: a perplexity of {use['perplexity']:.0f} with {use['codes']} codes. Raise "
-            "restart_below, train longer, or use a smaller codebook"
+            f"CODEBOOK HARDLY USED: a perplexity of {use['perplexity']:.0f} with {use['codes']} codes. Train "
+            "longer, restart dead codes sooner (restart_below), or use a smaller codebook"
         )
     collapsed = posterior is not None and not posterior["active_units"]
     for what in ("class", "environment"):
@@ -485,8 +493,8 @@ def findings(found: dict[str, Any]) -> list[str]:
         low, value, chance = figures["probe"]["interval"][0], figures["probe"]["balanced_accuracy"], figures["chance"]
         if low <= chance:
             said.append(
-                f"the {what} can't be read off the code: a linear probe answers {value:.2f}, and chance ({chance:.2f}) "
-                "lies within its interval"
+                f"the {what} can't be read off the code: a linear probe's balanced accuracy of {value:.2f} is not "
+                f"above chance ({chance:.2f}), given its interval"
             )
         elif what == "environment" and value > 0.9:
             said.append(

@@ -357,8 +357,9 @@ def draw_samples(run: OpenedRun, found: dict[str, Any], components: int | None, 
 def from_mixture(run: OpenedRun, found: dict[str, Any], components: int, count: int) -> Tensor | None:
     """Return `count` images of codes drawn from Gaussians fitted to codes of training images (Ghosh et al. 2020, 4).
 
-    The covariances are full or diagonal, whichever makes a fifth of the codes, which is held back, more likely. None
-    where the codes can't be fitted.
+    The covariances are full or diagonal, whichever makes a fifth of the codes, which is held back, more likely;
+    diagonal where there are less than two codes for each dimension of each Gaussian. None where the codes can't be
+    fitted.
     """
     rows = np.concatenate([*run.rows("train", PER_ENVIRONMENT).values()])
     told = isinstance(run.algorithm, LabelConditioned)
@@ -375,6 +376,7 @@ def from_mixture(run: OpenedRun, found: dict[str, Any], components: int, count: 
         return None
     mixture = require("sklearn.mixture", "analysis", "a Gaussian mixture")
     spread = codes.var(0).mean().item() or 1.0
+    kinds = ["full", "diag"] if len(codes) >= 2 * components * codes.shape[1] else ["diag"]
     order = np.random.default_rng(NOISE_SEED).permutation(len(codes))
     fitted, judged = codes.numpy()[order[len(codes) // 5 :]], codes.numpy()[order[: len(codes) // 5]]
     with warnings.catch_warnings():
@@ -383,7 +385,7 @@ def from_mixture(run: OpenedRun, found: dict[str, Any], components: int, count: 
             mixture.GaussianMixture(
                 components, covariance_type=kind, reg_covar=1e-4 * spread, random_state=NOISE_SEED
             ).fit(fitted)
-            for kind in ("full", "diag")
+            for kind in kinds
         ]
     best = max(fits, key=lambda one: one.score(judged))
     found["mixture"] = {"components": components, "covariance": best.covariance_type, "images": len(fitted)}

@@ -180,6 +180,23 @@ def test_a_dead_level_is_named(tmp_path: Path) -> None:
     assert [one for one in found["findings"] if one.startswith("LEVEL 2 IS DEAD")]
 
 
+def test_codes_that_lie_elsewhere_than_the_prior_are_named(tmp_path: Path) -> None:
+    algorithm = build(VAE, latent_dim=6)
+    torch.nn.init.normal_(algorithm.to_posterior.weight, std=1e-3)
+    torch.nn.init.constant_(algorithm.to_posterior.bias, 3.0)
+    found = look(algorithm, tmp_path, maps=())
+    assert any(one.startswith("THE PRIOR IS ELSEWHERE") for one in found["findings"])
+    found["posterior"] |= {"marginal_kl_nats": 0.5, "mutual_information_nats": 0.2}
+    assert not any(one.startswith("THE PRIOR") for one in latents.findings(found))
+
+
+def test_a_codebook_that_is_hardly_used_is_named() -> None:
+    found = {"posterior": None, "class": None, "environment": None, "codebook": {"perplexity": 20.0, "codes": 512}}
+    assert latents.findings(found)[0].startswith("CODEBOOK HARDLY USED")
+    found["codebook"]["perplexity"] = 200.0
+    assert latents.findings(found) == []
+
+
 def test_a_code_without_the_class_is_named(tmp_path: Path) -> None:
     run = planted.opened(build(AE, latent_dim=6), per_cell=20)
     run.algorithm.encode = lambda x: x.mean((2, 3))
