@@ -234,7 +234,7 @@ def traverse(run: OpenedRun, found: dict[str, Any], space: CodeSpace, row: int, 
         file = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name) + ".png"
         of_level = f" of level {number}" if len(space.levels) > 1 else ""
         steps = [f"{step:+g} sigma" if step else "mean" for step in STEPS_SIGMA]
-        title = f"{run.title} · {name_of(run, row)} · in the first column the image, above its reconstruction"
+        title = f"{run.title} · {name_of(run, row)} · left the image, above what its code{of_level} draws"
         write(reconstructions.sheet(tiles, ["", *steps, "where"], title), folder / file)
         below = " Levels below follow by the mean of their prior; those above change nothing." if is_level else ""
         strongest = max(described, key=lambda one: one["changes"][-1])
