@@ -28,6 +28,7 @@ from domainbed.algorithms.base import (
     Algorithm,
     Decoder,
     Encoder,
+    Hierarchical,
     Minibatch,
     Posterior,
     Predictor,
@@ -155,6 +156,11 @@ def check_shapes(cls: type[Algorithm], **hparams: Any) -> None:
             if isinstance(algorithm, Posterior):
                 mean, logvar = algorithm.posterior(x)
                 assert mean.shape == logvar.shape, f"posterior() returned {tuple(mean.shape)} and {tuple(logvar.shape)}"
+            if isinstance(algorithm, Hierarchical):
+                kl = [tuple(one.shape) for one in algorithm.level_kl(x)]
+                assert kl == [(BATCH, size) for size in algorithm.latent_dims], f"level_kl() returned {kl}"
+                for level, size in enumerate(algorithm.latent_dims):
+                    _is_image("decode_level", algorithm.decode_level(x.new_zeros(BATCH, size), level), (BATCH, *shape))
             if isinstance(algorithm, Sampler):
                 _is_image("sample", algorithm.sample(BATCH), (BATCH, *shape))
 

@@ -32,6 +32,8 @@ STEPS_SIGMA = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 #: Shares of the second image in the codes between two.
 SHARES = (0.0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0)
 NUM_SAMPLES, SAMPLE_ROWS = 8, 2
+#: Of images of the same environment, as far as their number goes into it, but at least one of each.
+PAIRS = 4
 #: The least change of a pixel that an 8-bit image can show.
 ONE_LEVEL = 1 / 255
 #: Of each environment, images whose codes give mean and sigma, at most.
@@ -258,12 +260,16 @@ def own_code(run: OpenedRun, row: int) -> Tensor:
 def interpolate(run: OpenedRun, found: dict[str, Any], chosen: Mapping[str, np.ndarray], folder: Path) -> None:
     """Draw what lies on the line between the codes of pairs of images: within environments, and across them."""
     told = isinstance(run.algorithm, LabelConditioned)
-    ends = {}
+    each = max(1, PAIRS // len(chosen))
+    ends, pairs = {}, {}
     for name, rows in chosen.items():
         label = run.images.labels[rows[0]]
         same = rows[run.images.labels[rows] == label] if told else rows
-        ends[name] = (int(same[0]), int(same[-1]), int(label))
-    pairs = {f"{name}, within": pair[:2] for name, pair in ends.items() if pair[0] != pair[1]}
+        picked = same[np.linspace(0, len(same) - 1, 2 * each).astype(int)].tolist()
+        ends[name] = (picked[0], picked[-1])
+        for number, pair in enumerate(zip(picked[:each], picked[each:], strict=True), start=1):
+            if pair[0] != pair[1]:
+                pairs[f"{name}, {number}"] = pair
     names = [*ends]
     for first, second in zip(names, names[1:], strict=False):
         start, end = ends[first][0], ends[second][1]

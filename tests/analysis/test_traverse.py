@@ -111,14 +111,14 @@ def test_interpolations_end_at_the_reconstructions(tmp_path: Path, monkeypatch: 
         traverse.reconstructions, "sheet", lambda rows, *rest: sheets.append(rows) or Image.new("L", (1, 1))
     )
     traverse.interpolate(run, {"notes": [], "pictures": []}, run.rows("held-out"), tmp_path)
-    assert [*sheets[0]] == ["first, within", "second, within", "first to second"]
+    assert [*sheets[0]] == ["first, 1", "first, 2", "second, 1", "second, 2", "first to second"]
     for tiles in sheets[0].values():
         with torch.no_grad():
             expected = run.algorithm.reconstruct(tiles[[0, -1]])
         assert torch.allclose(tiles[[1, -2]], expected, atol=1e-5)
     across = sheets[0]["first to second"]
-    assert torch.equal(across[0], sheets[0]["first, within"][0])
-    assert torch.equal(across[-1], sheets[0]["second, within"][-1])
+    assert torch.equal(across[0], sheets[0]["first, 1"][0])
+    assert torch.equal(across[-1], sheets[0]["second, 2"][-1])
 
 
 def test_a_mixture_draws_where_the_codes_are(tmp_path: Path) -> None:
