@@ -260,7 +260,7 @@ class Summary:
                         between = f" [{_number(metric, bounds[0])}, {_number(metric, bounds[1])}]" if bounds else ""
                         cells.append(_number(metric, values[0]) + between)
                 rows.append(cells)
-        return _table(head, rows, words=2)
+        return table(head, rows, words=2)
 
     def _average(self, part: str) -> list[str]:
         """Mean, standard deviation and standard error of every protocol, each in a row that says so."""
@@ -295,7 +295,7 @@ class Summary:
                 rows.append([_label(protocol), name, *cells])
         if any(len(row["targets"]) < len(targets) for row in averages):
             caption += f" (of k): the figure is defined for k {places}s only."
-        return [caption, "", *_table(["protocol", "", *(COLUMNS[metric] for metric in metrics)], rows, words=2)]
+        return [caption, "", *table(["protocol", "", *(COLUMNS[metric] for metric in metrics)], rows, words=2)]
 
     def _sources(self) -> list[str]:
         """Train and held-out parts of the source environments, for the best checkpoint."""
@@ -325,7 +325,7 @@ class Summary:
             "",
             f"The checkpoint of {BEST}. A train part far better than the held-out part is overfitting.{spread}",
             "",
-            *_table(head, rows, words=3),
+            *table(head, rows, words=3),
         ]
 
     def _classes(self) -> list[str]:
@@ -376,7 +376,7 @@ class Summary:
             f"over {scored or 'the classes'}, without the background. A figure per image is the mean of those of "
             "single images, without those in which nothing is marked or answered.",
             "",
-            *_table([_place(records), "class", "Dice", "IoU"], rows, words=2),
+            *table([_place(records), "class", "Dice", "IoU"], rows, words=2),
         ]
 
 
@@ -416,7 +416,7 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[str
         [name, _number("recall", row[k] / sum(row) if sum(row) else None), str(sum(row)), *map(str, row)]
         for k, (name, row) in enumerate(zip(names, counts, strict=True))
     ]
-    return _table(["true class", "recall", "images", *(f"predicted {name}" for name in names)], rows, words=1)
+    return table(["true class", "recall", "images", *(f"predicted {name}" for name in names)], rows, words=1)
 
 
 def _main(records: Iterable[Record]) -> list[Record]:
@@ -496,8 +496,8 @@ def _number(metric: str, value: float | None) -> str:
     return f"{value:.3f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    """Lines of a Markdown table, padded so that it reads as plain text; the first `words` columns are left-aligned."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Return lines of a Markdown table, padded so that it reads as plain text; the first `words` columns are left-aligned."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
     pad = [str.ljust if i < words else str.rjust for i in range(len(head))]
