@@ -230,6 +230,32 @@ def bootstrap(
         Name to (low, high); None where more than half of the resamples leave the figure undefined, and with a single
         group, which cannot be resampled.
     """
+    resampled = resamples(
+        groups,
+        probabilities=probabilities,
+        labels=labels,
+        ordinal=ordinal,
+        per_image=per_image,
+        masks=masks,
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+    several = len(set(groups)) > 1
+    return {name: interval(values, level) if several else None for name, values in resampled.items()}
+
+
+def resamples(
+    groups: Sequence[Hashable],
+    *,
+    probabilities: Tensor | None = None,
+    labels: Tensor | None = None,
+    ordinal: bool = False,
+    per_image: Mapping[str, Tensor] | None = None,
+    masks: MaskCounts | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Figures (num_resamples,) of groups drawn with replacement, by name, nan where undefined; see `bootstrap`."""
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     group_of_row = torch.tensor([numbers[group] for group in groups])  # (N,)
     num_groups, chunk = len(numbers), max(1, _CHUNK // len(groups))
@@ -241,17 +267,17 @@ def bootstrap(
             1, drawn, torch.ones(drawn.shape, dtype=torch.float64)
         )
         chunks.append(weighted(times.T[group_of_row], probabilities, labels, ordinal, per_image, masks))
-    intervals: dict[str, tuple[float, float] | None] = {}
+    return {name: torch.cat([figures[name] for figures in chunks]) for name in chunks[0]}
+
+
+def interval(values: Tensor, level: float = 0.95) -> tuple[float, float] | None:
+    """Return the percentile interval of resampled figures (R,); None where more than half of them are undefined."""
+    known = values[values.isfinite()]
+    if 2 * len(known) < len(values):
+        return None
     bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    for name in chunks[0]:
-        values = torch.cat([figures[name] for figures in chunks])
-        values = values[values.isfinite()]
-        if num_groups < 2 or 2 * len(values) < num_resamples:
-            intervals[name] = None
-        else:
-            low, high = values.quantile(bounds).tolist()
-            intervals[name] = (low, high)
-    return intervals
+    low, high = known.quantile(bounds).tolist()
+    return low, high
 
 
 def weighted(

@@ -41,8 +41,9 @@ from domainbed.engine import Engine
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.reconstructions import mask_panel, sheet
 
-#: A layer whose weights changed by a smaller share of their norm has hardly moved: the Adadelta run of docs/results.md
-#: that learnt nothing lies at 0.3 to 0.5 %, those that learnt something at 8 % and more.
+#: A weight matrix that changed by a smaller share of its norm has hardly moved: the Adadelta run of docs/results.md that
+#: learnt nothing lies at 0.3 to 0.5 %, those that learnt something at 8 % and more. Scales of a norm begin at 1 and move
+#: less than that in healthy runs, so of them only those that did not move at all are named.
 HARDLY_MOVED = 0.01
 #: A unit is constant where images explain a smaller share than this, squared, of what varies in its layer.
 CONSTANT = 0.01
@@ -67,12 +68,14 @@ class Layer:
     Attributes:
         name: of the module. kind: its class and sizes, in words.
         shape: of the output for one image; empty where no image passes it.
-        parameters: numbers that belong to the layer itself. trainable: whether a gradient moves any of them.
+        parameters: numbers that belong to the layer itself. trainable: whether a gradient moves any of them. matrix:
+            whether a matrix or kernel is among them.
         change: |now - init| / |init| of all of them, of buffers where there are no parameters; None without any, or
             where they all began at 0.
         norms: |init| and |now - init|.
         dead: share of the units that are never above 0, of rectifiers; None for other layers.
         constant: share of the units that are the same for every image; None where no image passes.
+        is_answer: whether an image passes it on the way to an answer without noise.
     """
 
     name: str
@@ -80,11 +83,19 @@ class Layer:
     shape: tuple[int, ...] = ()
     parameters: int = 0
     trainable: bool = False
+    matrix: bool = False
     change: float | None = None
     norms: tuple[float, float] | None = None
     dead: float | None = None
     constant: float | None = None
     is_answer: bool = False
+
+    @property
+    def hardly_moved(self) -> bool:
+        """Whether training left its weights where they were."""
+        if not self.trainable or self.norms is None:
+            return False
+        return self.norms[1] == 0 or (self.matrix and self.change is not None and self.change < HARDLY_MOVED)
 
 
 def analyse(
@@ -219,6 +230,7 @@ def structure(run: OpenedRun, rows: np.ndarray, before: Algorithm | None) -> lis
             shapes.get(name, ()),
             parameters=sum(one.numel() for one in own),
             trainable=any(one.requires_grad for one in own),
+            matrix=any(one.ndim > 1 for one in own),
             is_answer=name in answering,
         )
         if name in began:
@@ -368,20 +380,16 @@ def movement(values: Sequence[float]) -> dict[str, Any]:
 
 
 def findings(found: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:
-    """Return in words what a reader must know: faults first named here, then that there are none."""
+    """Return in words what a reader must know, or that there is nothing of the kind."""
     said = []
     for name, terms in found["loss"].items():
         loss = terms["movement"]
         if loss["moves"] is False:
             said.append(f"{name} does not move: {loss['first']:.4g} at the start, {loss['last']:.4g} at the end")
-        elif loss["end"] == "falling" and name == "total_loss":
-            said.append(f"{name} still falls at the end: more steps would go on teaching")
-        elif loss["end"] == "rising":
-            said.append(f"{name} rises at the end")
-    weights = [layer for layer in layers if layer.trainable]
-    still = [layer for layer in weights if layer.change is not None and layer.change < HARDLY_MOVED]
-    still += [layer for layer in weights if layer.norms == (0.0, 0.0)]
-    if still:
+        elif name == "total_loss" and loss["end"] in ("falling", "rising"):
+            more = "still falls at the end: more steps would go on teaching" if loss["end"] == "falling" else "rises again"
+            said.append(f"{name} {more}")
+    if still := [layer for layer in layers if layer.hardly_moved]:
         named = [f"{one.name} ({0 if one.change is None else one.change:.2%})" for one in still]
         said.append(f"weights that hardly moved (less than {HARDLY_MOVED:.0%}): {listed(named)}")
     dead = [layer for layer in layers if (layer.dead or 0) >= MANY]
@@ -655,10 +663,10 @@ def _plot_changes(run: OpenedRun, folder: Path, layers: Sequence[Layer]) -> list
     trained = [layer for layer in layers if layer.trainable and layer.change is not None]
     if not trained:
         return []
-    blocks = [(name, change_of(members)) for name, members in by_block(trained)]
-    values = [100 * (value or 0.0) for _, value in blocks]
+    blocks = by_block(trained)
+    values = [100 * (change_of(members) or 0.0) for _, members in blocks]
     figure, axis = plots.new_figure(6.5, 1.1 + 0.19 * len(blocks))
-    colours = [plots.COLOURS[1] if value < 100 * HARDLY_MOVED else plots.COLOURS[0] for value in values]
+    colours = [plots.COLOURS[any(one.hardly_moved for one in members)] for _, members in blocks]
     axis.barh(range(len(blocks)), values, color=colours, height=0.75)
     axis.set_yticks(range(len(blocks)), [name for name, _ in blocks], fontsize=7)
     axis.set(xlabel="change of the weights, % of their norm before training", title=run.title)
@@ -668,20 +676,22 @@ def _plot_changes(run: OpenedRun, folder: Path, layers: Sequence[Layer]) -> list
     plots.save(figure, folder / "change.png")
     least = min(trained, key=lambda layer: layer.change or 0.0)
     most = max(trained, key=lambda layer: layer.change or 0.0)
-    still = sum((layer.change or 0.0) < HARDLY_MOVED for layer in trained)
+    still = sum(layer.hardly_moved for layer in trained)
     return [
         {
             "file": "change.png",
             "title": "Do the weights change?",
             "caption": f"|after - before| / |before| of the weights, by {_what(blocks, trained)}: from "
-            f"{least.change:.2%} ({least.name}) to {most.change:.1%} ({most.name}). {still} of {len(trained)} layers "
-            f"moved less than {HARDLY_MOVED:.0%}.",
+            f"{least.change:.2%} ({least.name}) to {most.change:.1%} ({most.name}). {still} of {len(trained)} "
+            f"layers hardly moved{' (orange)' if still else ''}: a weight matrix by less than {HARDLY_MOVED:.0%}, or the "
+            "scales of a norm not at all.",
         }
     ]
 
 
 def _plot_units(run: OpenedRun, folder: Path, layers: Sequence[Layer], num_images: int) -> list[dict[str, str]]:
-    shown = [layer for layer in layers if layer.constant is not None and (layer.dead is not None or layer.parameters)]
+    measured = [layer for layer in layers if layer.constant is not None]
+    shown = [layer for layer in measured if layer.constant or layer.dead]
     if not shown:
         return []
     blocks = by_block(shown)
@@ -712,7 +722,7 @@ def _plot_units(run: OpenedRun, folder: Path, layers: Sequence[Layer], num_image
             "title": "Units that say nothing",
             "caption": f"Share of the units of each {_what(blocks, shown, 'layer (of a block the worst)')} over "
             f"{num_images} images: {about_dead}at most {constant.constant:.1%} are the same for every image "
-            f"({constant.name}).",
+            f"({constant.name}). The other {len(measured) - len(shown)} of {len(measured)} layers have none of either.",
         }
     ]
 

@@ -1,5 +1,6 @@
 """`python -m domainbed layers <run>`: what training changed in each layer, and what the layers answer."""
 
+import textwrap
 from typing import Any
 
 from domainbed.cli import positive
@@ -43,25 +44,27 @@ def lines(found: dict[str, Any]) -> list[str]:
     made = found["structure"]
     text = [f"NOTE: {note}" for note in found["notes"]]
     text += ["", found["title"], ""]
-    text += [
-        f"input      {' x '.join(map(str, made['input_shape']))}, {made['dataset']} ({_settings(made['data'])})",
-        f"weights    {made['parameters']:,}, of which {made['trainable']:,} are trained",
-        *(f"optimiser  {name}: {one}" for name, one in made["optimizers"].items()),
-        f"training   {_settings(made['training'])}",
-        f"settings   {_settings(made['settings'])}",
-        f"length     {made['steps']} of {made['steps_asked']} steps of {made['batch']} images"
-        + (f" = {made['epochs']:.1f} epochs of {made['train_images']} images" if made["epochs"] is not None else ""),
-    ]
+    epochs = f" = {made['epochs']:.1f} epochs of {made['train_images']} images" if made["epochs"] is not None else ""
+    said = {
+        "input": f"{' x '.join(map(str, made['input_shape']))}, {made['dataset']}: {_settings(made['data'])}",
+        "weights": f"{made['parameters']:,}, of which {made['trainable']:,} are trained",
+        "optimiser": "; ".join(f"{name}: {one}" for name, one in made["optimizers"].items()),
+        "training": _settings(made["training"]),
+        "settings": _settings(made["settings"]),
+        "length": f"{made['steps']} of {made['steps_asked']} steps of {made['batch']} images{epochs}",
+    }
+    for key, value in said.items():
+        text += textwrap.wrap(f"{key:<11}{value}", 120, subsequent_indent=" " * 11)
     if found["loss"]:
         rows = []
         for term, one in found["loss"].items():
             loss = one["movement"]
             rows.append([
-                term, f"{loss['first']:.4g}", f"{loss['last']:.4g}", _share(loss["decrease"]),
+                term, f"{loss['first']:.4g}", f"{loss['last']:.4g}", UNDEFINED if loss["decrease"] is None else f"{-loss['decrease']:+.1%}",
                 UNDEFINED if loss["noise"] is None else f"{loss['noise']:.2g}",
                 {None: "too few records", True: "yes", False: "no"}[loss["moves"]], loss["end"] or UNDEFINED,
             ])  # fmt: skip
-        head = ["loss in training", "first", "last", "decrease", "noise", "moves", "at the end"]
+        head = ["loss in training", "first", "last", "change", "noise", "moves", "at the end"]
         text += ["", *table(head, rows, words=1)]
     layers = [Layer(**one) for one in found["layers"]]
     rows = []
@@ -81,7 +84,9 @@ def lines(found: dict[str, Any]) -> list[str]:
     text += ["", *table(head, rows, words=3)]
     if len(rows) < len(layers):
         text.append(f"({len(layers)} layers, by block; dead and constant of the worst of each. layers.csv has them all)")
-    text += ["", *_before_and_after(found), "", *found["findings"]]
+    text += ["", *_before_and_after(found), ""]
+    for finding in found["findings"]:
+        text += textwrap.wrap(finding, 120, subsequent_indent="    ")
     if share := found["without_gradient"]:
         shown = ", ".join(f"{share[when]:.1%} {when} training" for when in ("before", "after") if share.get(when))
         if shown:
@@ -103,9 +108,10 @@ def _before_and_after(found: dict[str, Any]) -> list[str]:
                 "brightness": f"images {one.get('brightness_images', 0):.3f}",
             }
             before = one["before"].get(key)
+            whose = f"{name} ({one['role']}, {one['n']} images)"
             rows.append([
-                f"{name} ({one['role']}, {one['n']} images)", title, "" if before is None else f"{before:.4g}",
-                f"{one['after'][key]:.4g}", beside.get(key, ""),
+                "" if whose in (row[0] for row in rows) else whose, title,
+                "" if before is None else f"{before:.4g}", f"{one['after'][key]:.4g}", beside.get(key, ""),
             ])  # fmt: skip
     return table(["images", "figure", "before", "after", "beside"], rows, words=2)
 
