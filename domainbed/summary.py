@@ -497,7 +497,7 @@ def _number(metric: str, value: float | None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    """Return lines of a Markdown table, padded so that it reads as plain text; the first `words` columns are left-aligned."""
+    """Lines of a Markdown table, padded so that it reads as plain text; the first `words` columns are left-aligned."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
     pad = [str.ljust if i < words else str.rjust for i in range(len(head))]

@@ -41,9 +41,9 @@ from domainbed.engine import Engine
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.reconstructions import mask_panel, sheet
 
-#: A weight matrix that changed by a smaller share of its norm has hardly moved: the Adadelta run of docs/results.md that
-#: learnt nothing lies at 0.3 to 0.5 %, those that learnt something at 8 % and more. Scales of a norm begin at 1 and move
-#: less than that in healthy runs, so of them only those that did not move at all are named.
+#: A weight matrix that changed by a smaller share of its norm has hardly moved: the Adadelta run of docs/results.md,
+#: which learnt nothing, lies at 0.3 to 0.5 %, those that learnt something at 8 % and more. Scales of a norm begin at 1
+#: and move less in healthy runs, too, so of them only those that did not move at all are named.
 HARDLY_MOVED = 0.01
 #: A unit is constant where images explain a smaller share than this, squared, of what varies in its layer.
 CONSTANT = 0.01
@@ -385,9 +385,14 @@ def findings(found: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:
     for name, terms in found["loss"].items():
         loss = terms["movement"]
         if loss["moves"] is False:
-            said.append(f"{name} does not move: {loss['first']:.4g} at the start, {loss['last']:.4g} at the end")
+            said.append(
+                f"{name} does not move beyond its noise of {loss['noise']:.2g}: {loss['first']:.4g} at the start, "
+                f"{loss['last']:.4g} at the end"
+            )
         elif name == "total_loss" and loss["end"] in ("falling", "rising"):
-            more = "still falls at the end: more steps would go on teaching" if loss["end"] == "falling" else "rises again"
+            more = (
+                "still falls at the end: more steps would go on teaching" if loss["end"] == "falling" else "rises again"
+            )
             said.append(f"{name} {more}")
     if still := [layer for layer in layers if layer.hardly_moved]:
         named = [f"{one.name} ({0 if one.change is None else one.change:.2%})" for one in still]
@@ -404,7 +409,9 @@ def findings(found: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:
         after, mean = one["after"].get("psnr"), one.get("psnr_mean_image")
         if after is not None and mean is not None and after <= mean:
             said.append(f"{name}: reconstructions ({after:.2f} dB) are no better than the mean image ({mean:.2f} dB)")
-    return said or ["no fault found: the loss moves, the weights of every layer changed, few units are dead or constant"]
+    return said or [
+        "no fault found: the loss moves, the weights of every layer changed, few units are dead or constant"
+    ]
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -683,8 +690,8 @@ def _plot_changes(run: OpenedRun, folder: Path, layers: Sequence[Layer]) -> list
             "title": "Do the weights change?",
             "caption": f"|after - before| / |before| of the weights, by {_what(blocks, trained)}: from "
             f"{least.change:.2%} ({least.name}) to {most.change:.1%} ({most.name}). {still} of {len(trained)} "
-            f"layers hardly moved{' (orange)' if still else ''}: a weight matrix by less than {HARDLY_MOVED:.0%}, or the "
-            "scales of a norm not at all.",
+            f"layers hardly moved{' (orange)' if still else ''}: a weight matrix by less than {HARDLY_MOVED:.0%}, or "
+            "the scales of a norm not at all.",
         }
     ]
 
@@ -818,16 +825,21 @@ def _draw_maps(
 
 def stages(layers: Sequence[Layer]) -> list[Layer]:
     """Return the layers whose maps are drawn: of each layer with a weight matrix, what its norm, activation and pooling
-    make of it; of networks with many layers the last map of each block."""
-    passed = [layer for layer in layers if layer.is_answer and layer.shape]
+    make of it; of networks with more than `MAX_MAPS` of them the last before each change of the resolution."""
     groups: list[list[Layer]] = []
-    for layer in passed:
-        if layer.kind.startswith(("Conv", "Linear")) or not groups:
-            groups.append([])
-        groups[-1].append(layer)
-    if len(groups) > MAX_MAPS:
-        groups = [members for _, members in by_block(passed, MAX_MAPS)]
-    return [next((one for one in reversed(group) if len(one.shape) == 3), group[-1]) for group in groups]
+    for layer in layers:
+        if layer.is_answer and layer.shape:
+            if layer.matrix or not groups:
+                groups.append([])
+            groups[-1].append(layer)
+    found = [next((one for one in reversed(group) if len(one.shape) == 3), group[-1]) for group in groups]
+    if len(found) <= MAX_MAPS:
+        return found
+    return [one for one, after in zip(found, [*found[1:], None], strict=True) if not _same_size(one, after)]
+
+
+def _same_size(one: Layer, after: Layer | None) -> bool:
+    return after is not None and one.shape[1:] == after.shape[1:]
 
 
 def _outputs(algorithm: Algorithm, x: Tensor, y: Tensor, names: set[str]) -> dict[str, Tensor]:
@@ -838,11 +850,9 @@ def _outputs(algorithm: Algorithm, x: Tensor, y: Tensor, names: set[str]) -> dic
     def keep(name: str, module: nn.Module, output: Tensor) -> None:
         width[0] = _width(module) or width[0]
         if name in names:
-            size = output.shape[2:]
-            if output.ndim == 4 and by_unit(output, width[0]).shape[1] != output.shape[1]:
-                size = output.shape[1:3]
             units = by_unit(output.detach(), width[0]).clone()  # what follows may work in place
-            found[name] = units.unflatten(2, size) if len(size) == 2 else units.flatten(1)
+            size = output.shape[2:] if units.shape[1] == output.shape[1] else output.shape[1:-1]
+            found[name] = units.unflatten(2, size) if math.prod(size) > 1 else units.flatten(1)
 
     with watching(algorithm, keep):
         answers(algorithm, x, y)

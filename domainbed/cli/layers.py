@@ -59,8 +59,9 @@ def lines(found: dict[str, Any]) -> list[str]:
         rows = []
         for term, one in found["loss"].items():
             loss = one["movement"]
+            change = UNDEFINED if loss["decrease"] is None else f"{-loss['decrease']:+.1%}"
             rows.append([
-                term, f"{loss['first']:.4g}", f"{loss['last']:.4g}", UNDEFINED if loss["decrease"] is None else f"{-loss['decrease']:+.1%}",
+                term, f"{loss['first']:.4g}", f"{loss['last']:.4g}", change,
                 UNDEFINED if loss["noise"] is None else f"{loss['noise']:.2g}",
                 {None: "too few records", True: "yes", False: "no"}[loss["moves"]], loss["end"] or UNDEFINED,
             ])  # fmt: skip
@@ -70,7 +71,9 @@ def lines(found: dict[str, Any]) -> list[str]:
     rows = []
     for name, members in by_block(layers):
         shapes = [one.shape for one in members if one.shape]
-        dead, constant = ([v for one in members if (v := getattr(one, key)) is not None] for key in ("dead", "constant"))
+        dead, constant = (
+            [v for one in members if (v := getattr(one, key)) is not None] for key in ("dead", "constant")
+        )
         parameters = sum(one.parameters for one in members)
         changed = change_of(members) if parameters else members[0].change
         frozen = parameters and not any(one.trainable for one in members)
@@ -83,7 +86,9 @@ def lines(found: dict[str, Any]) -> list[str]:
     head = ["layer", "kind", "output", "weights", "change", "dead", "constant"]
     text += ["", *table(head, rows, words=3)]
     if len(rows) < len(layers):
-        text.append(f"({len(layers)} layers, by block; dead and constant of the worst of each. layers.csv has them all)")
+        text.append(
+            f"({len(layers)} layers, by block; dead and constant of the worst of each. layers.csv has them all)"
+        )
     text += ["", *_before_and_after(found), ""]
     for finding in found["findings"]:
         text += textwrap.wrap(finding, 120, subsequent_indent="    ")

@@ -1,0 +1,83 @@
+"""`python -m domainbed errors <run>`: the most wrong answers, the worst reconstructions and masks, by environment."""
+
+from typing import Any
+
+from domainbed.cli import positive
+from domainbed.cli.analysis import finish, opened, run_parser
+
+DESCRIPTION = """\
+Find where a run is wrong: the most confident wrong answers and those furthest from the true grade, the worst
+reconstructions and masks of each environment, calibration, confusion, and by how much the environment that was left out
+is worse than the others. errors.csv has a line for every image that was looked at.
+"""
+SHOWN = 3  # images of each kind in the table; pictures and figures.json have more
+KINDS = {
+    "confident": "most confident wrong answers",
+    "far": "furthest from the true grade",
+    "reconstruction": "worst reconstructions",
+    "mask": "worst masks",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Print the table; return the exit status."""
+    parser = run_parser("errors", DESCRIPTION)
+    parser.add_argument(
+        "--images_of",
+        default="held-out",
+        choices=["held-out", "train", "all"],
+        help="images that are looked at (default: held-out)",
+    )
+    parser.add_argument("--per_environment", type=positive, help="at most so many of each environment (default: all)")
+    parser.add_argument("--num_worst", type=positive, default=8, help="images in a picture (default: 8)")
+    arguments = parser.parse_args(argv)
+    run = opened(arguments)
+    from domainbed.analysis import errors
+
+    folder = arguments.out or run.folder_for("errors")
+    found = errors.analyse(run, folder, arguments.images_of, arguments.per_environment, arguments.num_worst)
+    return finish(arguments, folder, found, lines)
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The figures as text: a row for each environment, what was left out beside the rest, and the worst images."""
+    from domainbed.summary import COLUMNS, UNDEFINED, table
+
+    text = [*(f"NOTE: {note}" for note in found["notes"]), "", f"{found['title']}, {found['images_of']} images"]
+    calibrated = {"confidence": "confidence", "ece": "ECE", "ece_adaptive": "adaptive ECE", "brier": "Brier",
+                  "nll": "NLL"}  # fmt: skip
+    every = found["environments"].values()
+    kept = {key: title for key, title in COLUMNS.items() if any(one["metrics"].get(key) is not None for one in every)}
+    beside = calibrated if any("calibration" in one for one in every) else {}
+    rows = []
+    for name, one in found["environments"].items():
+        values = [one["metrics"].get(key) for key in kept] + [one.get("calibration", {}).get(key) for key in beside]
+        cells = [UNDEFINED if value is None else f"{value:.4g}" for value in values]
+        rows.append([name, one["role"], str(one["n"]), str(one["num_groups"]), *cells])
+    text += ["", *table(["environment", "", "images", "groups", *kept.values(), *beside.values()], rows, words=2)]
+    if found["differences"]:
+        rows = [
+            [one["environment"], COLUMNS[one["figure"]], f"{one['value']:.4g}", f"{one['others']:.4g}",
+             f"{one['difference']:+.4g}",
+             "[{:+.4g}, {:+.4g}]".format(*one["interval"]) if one["interval"] else UNDEFINED, one["verdict"]]
+            for one in found["differences"]
+        ]  # fmt: skip
+        head = ["left out of training", "figure", "value", "others", "difference", "95 % interval", "verdict"]
+        text += ["", *table(head, rows, words=2)]
+    for name, one in found["environments"].items():
+        for kind, images in one["worst"].items():
+            if images:
+                text += ["", f"{name}, {KINDS[kind]}:", *(f"  {_one(image)}" for image in images[:SHOWN])]
+    return text
+
+
+def _one(image: dict[str, Any]) -> str:
+    """One image in words."""
+    parts = []
+    if "answer" in image:
+        parts.append(f"{image['answer']} (p = {image['probability']:.2f}), true: {image['class']}")
+    if "psnr" in image:
+        parts.append(f"{image['psnr']:.1f} dB")
+    if image.get("dice") is not None:
+        parts.append(f"Dice {image['dice']:.3f}")
+    return f"{image['image']}: {'; '.join(parts)}"
