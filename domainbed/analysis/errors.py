@@ -28,6 +28,7 @@ COMPARED = {
     "accuracy": True, "balanced_accuracy": True, "kappa": True, "psnr": True, "ssim": True, "mse": False,
     "dice_image": True,
 }  # fmt: skip
+LEFT_OUT, OF_TRAINING = "left out of training", "of the training's environments"
 #: Share of the errors of the pictured pixels up to which the colours of an error map reach.
 TOP_OF_SCALE = 0.995
 
@@ -234,8 +235,7 @@ def _resampled(parts: Sequence[Answers], ordinal: bool, undefined: bool, seed: i
 
 
 def _role(run: OpenedRun, name: str) -> str:
-    left_out = run.is_target(run.images.environments.index(name))
-    return "left out of training" if left_out else "of the training's environments"
+    return LEFT_OUT if run.is_target(run.images.environments.index(name)) else OF_TRAINING
 
 
 def _in_words(run: OpenedRun, answers: Answers, index: int) -> dict[str, Any]:
@@ -440,7 +440,7 @@ def _draw_grid(
         names: of the rows. labels: N texts above the columns. top: of the colours of the error maps.
     """
     columns = len(labels)
-    figure, axes = plots.new_figure(max(3.0, 0.7 + 1.15 * columns), 0.75 + 1.25 * len(tiles), len(tiles), columns)
+    figure, axes = plots.new_figure(max(3.0, 0.7 + 1.15 * columns), 0.65 + 1.2 * len(tiles), len(tiles), columns)
     axes = np.asarray(axes, dtype=object).reshape(len(tiles), columns)
     last = None
     for row, (tile, name) in enumerate(zip(tiles, names, strict=True)):

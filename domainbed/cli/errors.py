@@ -41,20 +41,26 @@ def main(argv: list[str]) -> int:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The figures as text: a row for each environment, what was left out beside the rest, and the worst images."""
+    from domainbed.analysis.errors import LEFT_OUT
     from domainbed.summary import COLUMNS, UNDEFINED, table
 
     text = [*(f"NOTE: {note}" for note in found["notes"]), "", f"{found['title']}, {found['images_of']} images"]
     calibrated = {"confidence": "confidence", "ece": "ECE", "ece_adaptive": "adaptive ECE", "brier": "Brier",
                   "nll": "NLL"}  # fmt: skip
-    every = found["environments"].values()
-    kept = {key: title for key, title in COLUMNS.items() if any(one["metrics"].get(key) is not None for one in every)}
-    beside = calibrated if any("calibration" in one for one in every) else {}
-    rows = []
-    for name, one in found["environments"].items():
-        values = [one["metrics"].get(key) for key in kept] + [one.get("calibration", {}).get(key) for key in beside]
-        cells = [UNDEFINED if value is None else f"{value:.4g}" for value in values]
-        rows.append([name, one["role"], str(one["n"]), str(one["num_groups"]), *cells])
-    text += ["", *table(["environment", "", "images", "groups", *kept.values(), *beside.values()], rows, words=2)]
+    places = found["environments"].values()
+    rows = [
+        [title, *(_cell(one["metrics"].get(key), one["intervals"].get(key)) for one in places)]
+        for key, title in COLUMNS.items()
+        if any(one["metrics"].get(key) is not None for one in places)
+    ]
+    rows += [
+        [title, *(_cell(one["calibration"][key]) for one in places)]
+        for key, title in calibrated.items()
+        if all("calibration" in one for one in places)
+    ]
+    rows = [["images (groups)", *(f"{one['n']} ({one['num_groups']})" for one in places)], *rows]
+    names = [f"{name}{' (left out)' if one['role'] == LEFT_OUT else ''}" for name, one in found["environments"].items()]
+    text += ["", *table(["figure [95 % interval]", *names], rows, words=1)]
     if found["differences"]:
         rows = [
             [one["environment"], COLUMNS[one["figure"]], f"{one['value']:.4g}", f"{one['others']:.4g}",
@@ -67,17 +73,20 @@ def lines(found: dict[str, Any]) -> list[str]:
     for name, one in found["environments"].items():
         for kind, images in one["worst"].items():
             if images:
-                text += ["", f"{name}, {KINDS[kind]}:", *(f"  {_one(image)}" for image in images[:SHOWN])]
+                text += ["", f"{name}, {KINDS[kind]}:", *(f"  {_one(kind, image)}" for image in images[:SHOWN])]
     return text
 
 
-def _one(image: dict[str, Any]) -> str:
-    """One image in words."""
-    parts = []
-    if "answer" in image:
-        parts.append(f"{image['answer']} (p = {image['probability']:.2f}), true: {image['class']}")
-    if "psnr" in image:
-        parts.append(f"{image['psnr']:.1f} dB")
-    if image.get("dice") is not None:
-        parts.append(f"Dice {image['dice']:.3f}")
-    return f"{image['image']}: {'; '.join(parts)}"
+def _cell(value: float | None, interval: list[float] | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" + (" [{:.4g}, {:.4g}]".format(*interval) if interval else "")
+
+
+def _one(kind: str, image: dict[str, Any]) -> str:
+    """What is wrong with one image."""
+    if kind == "mask":
+        return f"{image['image']}: Dice {image['dice']:.3f}"
+    if kind == "reconstruction":
+        return f"{image['image']}: {image['psnr']:.1f} dB"
+    return f"{image['image']}: {image['answer']} (p = {image['probability']:.2f}), true: {image['class']}"

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The figures as text: structure and settings, the loss, the layers, figures before and after, what is amiss."""
-    from domainbed.analysis.layers import Layer, by_block, change_of
+    from domainbed.analysis.network import Layer, by_block, change_of
     from domainbed.summary import UNDEFINED, table
 
     made = found["structure"]
@@ -103,7 +103,7 @@ def _before_and_after(found: dict[str, Any]) -> list[str]:
     """A table of figures with the first weights and these, of every environment."""
     from domainbed.summary import COLUMNS, table
 
-    rows = []
+    rows: list[list[str]] = []
     for name, one in found["environments"].items():
         for key, title in [*COLUMNS.items(), ("brightness", "brightness")]:
             if one["after"].get(key) is None:
