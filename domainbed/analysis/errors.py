@@ -28,7 +28,6 @@ COMPARED = {
     "accuracy": True, "balanced_accuracy": True, "kappa": True, "psnr": True, "ssim": True, "mse": False,
     "dice_image": True,
 }  # fmt: skip
-LEFT_OUT, OF_TRAINING = "left out of training", "of the training's environments"
 #: Share of the errors of the pictured pixels up to which the colours of an error map reach.
 TOP_OF_SCALE = 0.995
 
@@ -91,7 +90,8 @@ def analyse(
     environments: dict[str, Any] = {}
     for name, one in answers.items():
         environments[name] = {
-            "role": _role(run, name),
+            "role": run.roles(one.rows),
+            "is_target": run.is_target(run.images.environments.index(name)),
             **evaluator.figures(one.outputs, ordinal=run.images.ordinal, intervals=True),
         }
         if predicts and not undefined:
@@ -234,10 +234,6 @@ def _resampled(parts: Sequence[Answers], ordinal: bool, undefined: bool, seed: i
     return {name: (value.item(), drawn[name]) for name, value in whole.items() if value.isfinite().all()}
 
 
-def _role(run: OpenedRun, name: str) -> str:
-    return LEFT_OUT if run.is_target(run.images.environments.index(name)) else OF_TRAINING
-
-
 def _in_words(run: OpenedRun, answers: Answers, index: int) -> dict[str, Any]:
     """Return what errors.csv says of one image, without what its algorithm can't answer."""
     row, outputs = answers.rows[index], answers.outputs
@@ -346,7 +342,7 @@ def _draw_wrong_answers(
                 for one in order
             ]
             file = f"{kind}_{name}.png"
-            heading = f"{run.title} · {name} ({_role(run, name)})"
+            heading = f"{run.title} · {name} ({run.roles(answers[name].rows)})"
             _draw_grid(folder / file, [run.pixels(answers[name].rows[order])], [""], labels, heading)
             outputs = answers[name].outputs
             wrong = int((answers[name].probabilities.argmax(1) != outputs.labels).sum())
@@ -355,7 +351,7 @@ def _draw_wrong_answers(
             pictures.append(
                 {
                     "file": file,
-                    "title": f"{title}: {name} ({_role(run, name)})",
+                    "title": f"{title}: {name} ({run.roles(answers[name].rows)})",
                     "caption": f"{len(order)} of {wrong} wrong answers for {len(outputs.labels)} images, the worst "
                     f"first: {first['answer']} for {first['class']} with probability {first['probability']:.2f}"
                     f"{distance}.",
@@ -384,12 +380,12 @@ def _draw_reconstructions(
             for one in order
         ]
         file = f"reconstructions_{name}.png"
-        heading = f"{run.title} · {name} ({_role(run, name)})"
+        heading = f"{run.title} · {name} ({run.roles(answers[name].rows)})"
         _draw_grid(folder / file, [x, made, error], ["input", "output", "|error|"], labels, heading, top)
         pictures.append(
             {
                 "file": file,
-                "title": f"Worst reconstructions: {name} ({_role(run, name)})",
+                "title": f"Worst reconstructions: {name} ({run.roles(answers[name].rows)})",
                 "caption": f"The {len(order)} of {len(per_image['psnr'])} images with the largest mean squared error, "
                 f"the worst first ({per_image['psnr'][order[0]]:.1f} dB, mean of all {per_image['psnr'].mean():.1f} "
                 f"dB). Error maps: |output - input|, mean over channels, from 0 (dark) to {top:.2f} and more (yellow), "
@@ -412,12 +408,12 @@ def _draw_masks(
         logits = run.compute(rows, lambda x, y: {"logits": algorithm.segment(x)})["logits"]
         target = run.images.targets(rows, run.images.planes(rows))
         file = f"masks_{name}.png"
-        heading = f"{run.title} · {name} ({_role(run, name)})"
+        heading = f"{run.title} · {name} ({run.roles(answers[name].rows)})"
         mask_panel(run.pixels(rows), logits, target, run.images.target_classes, heading).save(folder / file)
         pictures.append(
             {
                 "file": file,
-                "title": f"Worst masks: {name} ({_role(run, name)})",
+                "title": f"Worst masks: {name} ({run.roles(answers[name].rows)})",
                 "caption": f"The {len(order)} of {len(dice)} images with the lowest Dice, the worst first "
                 f"({dice[order[0]]:.3f}, mean of all {dice.nanmean():.3f}).",
             }
@@ -440,7 +436,7 @@ def _draw_grid(
         names: of the rows. labels: N texts above the columns. top: of the colours of the error maps.
     """
     columns = len(labels)
-    figure, axes = plots.new_figure(max(3.0, 0.7 + 1.15 * columns), 0.65 + 1.2 * len(tiles), len(tiles), columns)
+    figure, axes = plots.new_figure(max(3.0, 0.7 + 1.15 * columns), 0.75 + 1.2 * len(tiles), len(tiles), columns)
     axes = np.asarray(axes, dtype=object).reshape(len(tiles), columns)
     last = None
     for row, (tile, name) in enumerate(zip(tiles, names, strict=True)):

@@ -160,9 +160,12 @@ def findings(found: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:
         after, mean = one["after"].get("psnr"), one.get("psnr_mean_image")
         if after is not None and mean is not None and after <= mean:
             said.append(f"{name}: reconstructions ({after:.2f} dB) are no better than the mean image ({mean:.2f} dB)")
-    return said or [
-        "no fault found: the loss moves, the weights of every layer changed, few units are dead or constant"
-    ]
+    if said:
+        return said
+    judged = ["the loss"] * any(one["movement"]["moves"] is not None for one in found["loss"].values())
+    judged += ["the change of the weights"] * any(layer.norms is not None for layer in layers)
+    judged += ["the units"] * any(layer.constant is not None for layer in layers)
+    return [f"no fault found in {', '.join(judged)}"] if judged else []
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -206,7 +209,8 @@ def _summary(run: OpenedRun, layers: Sequence[Layer]) -> dict[str, Any]:
     sources = [run.images.environments.index(one) for one in run.meta["sources"] if one in run.images.environments]
     train = sum(len(run.images.select(one, TRAIN)) for one in sources)
     batch = hparams["batch_size"] * len(run.meta["sources"])
-    of_all = Algorithm.HParams.model_fields.keys() & hparams.keys()
+    used = {key: value for key, value in hparams.items() if key not in run.algorithm.hparams.idle()}
+    of_all = Algorithm.HParams.model_fields.keys()
     optimizers = {
         key: f"{type(one).__name__}, {sum(p.numel() for p in parameters_of(one)):,} weights"
         for key, one in run.algorithm.optimizers().items()
@@ -219,8 +223,8 @@ def _summary(run: OpenedRun, layers: Sequence[Layer]) -> dict[str, Any]:
         "parameters": sum(one.numel() for one in run.algorithm.parameters()),
         "trainable": sum(one.numel() for one in run.algorithm.parameters() if one.requires_grad),
         "optimizers": optimizers,
-        "training": {key: hparams[key] for key in Algorithm.HParams.model_fields if key in of_all},
-        "settings": {key: value for key, value in hparams.items() if key not in of_all},
+        "training": {key: value for key, value in used.items() if key in of_all},
+        "settings": {key: value for key, value in used.items() if key not in of_all},
         "data": config["datasets"][config["dataset"]],
         "steps": run.meta["step"],
         "steps_asked": config["steps"],
@@ -235,7 +239,11 @@ def _losses(run: OpenedRun, notes: list[str]) -> dict[str, Any]:
     if "folder" not in run.meta:
         notes.append("no losses over training: an exported model has no records")
         return {}
-    recorded = RecordedRun.read(run.path)
+    try:
+        recorded = RecordedRun.read(run.path)
+    except UserError as error:
+        notes.append(f"no losses over training: {error}")
+        return {}
     training = recorded.of("train", run.target, run.meta["seed"])
     evaluations = recorded.of("eval", run.target, run.meta["seed"])
     terms = [key for key in (training[0] if training else ()) if key.endswith("_loss")]
@@ -268,9 +276,8 @@ def _environments(run: OpenedRun, before: OpenedRun | None, rows: Mapping[str, n
         mean = evaluator.mean_images(of_all, 1)[0]  # (C, H, W)
     found = {}
     for name, of_one in rows.items():
-        environment = run.images.environments.index(name)
         one: dict[str, Any] = {
-            "role": "left out of training" if run.is_target(environment) else "of the training's environments",
+            "role": run.roles(of_one),
             "n": len(of_one),
             "before": _figures(before, of_one) if before else {},
             "after": _figures(run, of_one),

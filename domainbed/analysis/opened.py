@@ -83,6 +83,11 @@ class OpenedRun:
             return "left out of training"
         return "trained on" if split == TRAIN else "held out"
 
+    def roles(self, rows: np.ndarray) -> str:
+        """What the training had to do with some images, in words, such as "trained on and held out"."""
+        pairs = zip(self.images.environment[rows].tolist(), self.images.split[rows].tolist(), strict=True)
+        return " and ".join(dict.fromkeys(self.role(environment, split) for environment, split in pairs))
+
     def folder_for(self, command: str) -> Path:
         """Where a command's pictures and figures belong; not made here."""
         name = f"te_{self.target}_{self.checkpoint}"

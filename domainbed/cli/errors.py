@@ -41,7 +41,6 @@ def main(argv: list[str]) -> int:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The figures as text: a row for each environment, what was left out beside the rest, and the worst images."""
-    from domainbed.analysis.errors import LEFT_OUT
     from domainbed.summary import COLUMNS, UNDEFINED, table
 
     text = [*(f"NOTE: {note}" for note in found["notes"]), "", f"{found['title']}, {found['images_of']} images"]
@@ -59,7 +58,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         if all("calibration" in one for one in places)
     ]
     rows = [["images (groups)", *(f"{one['n']} ({one['num_groups']})" for one in places)], *rows]
-    names = [f"{name}{' (left out)' if one['role'] == LEFT_OUT else ''}" for name, one in found["environments"].items()]
+    names = [f"{name}{' (left out)' if one['is_target'] else ''}" for name, one in found["environments"].items()]
     text += ["", *table(["figure [95 % interval]", *names], rows, words=1)]
     if found["differences"]:
         rows = [

@@ -275,4 +275,5 @@ def test_the_faults_are_told_in_words() -> None:
         assert text in said
     assert "sound" not in said
     healthy = {"loss": {}, "environments": {}}
-    assert "no fault found" in layers.findings(healthy, made[3:])[0]
+    assert layers.findings(healthy, made[3:]) == ["no fault found in the change of the weights, the units"]
+    assert layers.findings(healthy, []) == []
