@@ -13,6 +13,7 @@ In `mkdocs.yml` a `folder/*.md` of the nav stands for the pages of that folder. 
 LICENSE become pages, and links are rewritten to them, so that one relative link serves the repository and the site.
 """
 
+import html
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -41,6 +42,8 @@ BESIDE = {
     "results/README.md": "results_folder.md",
 }
 _LINK = re.compile(r"(?<=\]\()(?P<path>[^)#:\s]+)(?=[)#])")
+#: The repository's view wants a bar in code in a table escaped, and Python-Markdown shows the backslash.
+_TABLE_ROW, _CODE = re.compile(r"(?m)^\|.*$"), re.compile(r"`[^`]*`")
 HEAD = ["option", "default", "what it is", "values"]
 _MARKER = re.compile(r"<!-- (?P<kind>options|registry|commands)(?:: (?P<what>\w+))? -->")
 
@@ -63,6 +66,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Fill the markers of a page, and point its links at the site's pages."""
     place = page.file.src_uri
     markdown = _MARKER.sub(lambda found: _filled(place, found["kind"], found["what"] or ""), markdown)
+    markdown = _TABLE_ROW.sub(lambda row: _CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0]), markdown)
     return _LINK.sub(lambda found: _link(place, found["path"]), markdown)
 
 
@@ -70,7 +74,9 @@ def _expanded(nav: Iterable[Any]) -> list[Any]:
     items: list[Any] = []
     for item in nav:
         if isinstance(item, dict):
-            items.append({title: _expanded(below) if isinstance(below, list) else below for title, below in item.items()})
+            items.append(
+                {title: _expanded(below) if isinstance(below, list) else below for title, below in item.items()}
+            )
         elif "*" in item:
             items.extend(path.relative_to(DOCS).as_posix() for path in sorted(DOCS.glob(item)))
         else:
@@ -181,5 +187,12 @@ def _text(value: Any) -> str:
 
 
 def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    lines = [head, ["---"] * len(head), *([_cell(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Return text, with code between backticks, as a cell that shows it as it stands."""
+    parts = text.split("`")
+    parts[::2] = [html.escape(part, quote=False).replace("*", "\\*").replace("|", "\\|") for part in parts[::2]]
+    return "`".join(parts)
