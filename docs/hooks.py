@@ -170,7 +170,7 @@ def _options(fields: Mapping[str, FieldInfo]) -> str:
 def _row(key: str, info: FieldInfo) -> list[str]:
     values = describe(info.annotation, info.metadata)
     if type(None) in get_args(info.annotation) and "null" not in values:
-        values += " or null"
+        values += ", or null"
     default = _text(info.get_default(call_default_factory=True))
     return [f"`{key}`", f"`{default}`", info.description or "", values]
 

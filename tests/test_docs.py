@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import yaml
 from pydantic.fields import FieldInfo
@@ -18,8 +19,9 @@ from domainbed import cli
 from domainbed.cli.train import main as train
 from domainbed.datasets.base import Dataset
 from domainbed.hparams import parse
-from domainbed.registry import ALGORITHMS, DATASETS
+from domainbed.registry import ALGORITHMS, DATASETS, add_plugin
 from domainbed.settings import RunSettings
+from domainbed.testing import check_algorithm
 
 CHECKOUT = Path(__file__).parents[1]
 DOCS = CHECKOUT / "docs"
@@ -133,6 +135,23 @@ def test_every_option_of_a_run_and_of_a_data_set_is_documented(pages: dict[str, 
         assert [name, line.replace("`", "")] in pages[place].rows
 
 
+def test_the_table_of_capabilities_is_that_of_the_classes(pages: dict[str, Parsed]) -> None:
+    table = {row[0]: row[1:5] for row in pages["algorithms.html"].rows if len(row) == 6 and row[0]}
+    assert table.keys() == set(ALGORITHMS)
+    for name, cells in table.items():
+        for cell, methods in zip(
+            cells, (("predict", "segment"), ("reconstruct",), ("sample",), ("encode",)), strict=True
+        ):
+            assert (cell != "–") == any(hasattr(ALGORITHMS[name], method) for method in methods), (name, methods)
+
+
+def test_no_list_is_shown_as_text(pages: dict[str, Parsed], site: Path) -> None:
+    """The repository's view takes a list, or what belongs to an item, with less indentation than the site."""
+    for place in pages:
+        for paragraph in re.findall(r"<p>(.*?)</p>", (site / place).read_text(encoding="utf-8"), re.DOTALL):
+            assert not re.search(r"^\s*(-|1\.) ", paragraph, re.MULTILINE), f"{place}: {paragraph}"
+
+
 def test_a_built_page_loads_nothing_from_elsewhere(pages: dict[str, Parsed], site: Path) -> None:
     for place, page in pages.items():
         assert page.loaded
@@ -156,6 +175,43 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
         r"^```(\w+[^\n]*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     ):
         yield found[1], found[2]
+
+
+#: Examples that are complete files, by the name that they register, with settings under which they learn in seconds.
+EXAMPLES = {"LinearAE": {"latent_dim": 8}, "CodeClassifier": {"lr": 0.03}, "VREx": {}}
+
+
+def test_every_example_of_an_algorithm_keeps_the_contract(tmp_path: Path) -> None:
+    found = example_files(tmp_path, "ALGORITHMS")
+    assert found == EXAMPLES.keys()
+    for name, hparams in EXAMPLES.items():
+        check_algorithm(ALGORITHMS[name], **hparams)
+
+
+def test_the_example_of_a_data_set_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert example_files(tmp_path, "DATASETS") == {"NpzCameras"}
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for camera in ("a", "b"):
+        images = generator.integers(0, 255, (12, 20, 24, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"{camera}.npz", images=images, labels=np.arange(12) % 3)
+    line = f"python train_all.py mine --plugin NpzCameras.py --dataset NpzCameras --data_dir {tmp_path} --algorithm AE"
+    assert run(f"{line} --test_envs a --steps 2 --checkpoint_freq 2 image_size=16 batch_size=4") == 0
+    assert Path("results/train_output/NpzCameras/mine/te_a/done").exists()
+
+
+def example_files(folder: Path, registry: str) -> set[str]:
+    """Write the examples that register a name, announce them as plug-ins, and return their names."""
+    names = set()
+    for page in (CHECKOUT / "README.md", *DOCS.rglob("*.md")):
+        for language, text in blocks(page):
+            registered = re.search(rf'^@{registry}\.register\("(\w+)"\)$', text, re.MULTILINE)
+            if language == "python" and registered:
+                path = folder / f"{registered[1]}.py"
+                path.write_text(text, encoding="utf-8")
+                add_plugin(path)
+                names.add(registered[1])
+    return names
 
 
 #: The tutorial's settings, smaller.
