@@ -218,6 +218,7 @@ def example_files(folder: Path, registry: str) -> set[str]:
 TINY = {"image_size": 32, "model": "test_resnet", "batch_size": 4, "steps": 4, "checkpoint_freq": 2, "recon_freq": 4}
 
 
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed")  # umap's own advice
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     ran: list[str] = []
