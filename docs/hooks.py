@@ -78,10 +78,18 @@ def _expanded(nav: Iterable[Any]) -> list[Any]:
                 {title: _expanded(below) if isinstance(below, list) else below for title, below in item.items()}
             )
         elif "*" in item:
-            items.extend(path.relative_to(DOCS).as_posix() for path in sorted(DOCS.glob(item)))
+            items.extend(_pages(item))
         else:
             items.append(item)
     return items
+
+
+def _pages(pattern: str) -> list[Any]:
+    """Return the nav's items for the pages of a folder: commands by their names and in their order, others by title."""
+    order = list(COMMANDS)
+    paths = sorted(DOCS.glob(pattern), key=lambda path: (path.stem in order and order.index(path.stem), path.name))
+    pages = [(path.stem, path.relative_to(DOCS).as_posix()) for path in paths]
+    return [{name: page} if name in COMMANDS else page for name, page in pages]
 
 
 def _link(place: str, path: str) -> str:
