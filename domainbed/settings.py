@@ -81,7 +81,7 @@ class RunSettings(BaseModel):
     steps: PositiveInt = setting(10_000, HOW_LONG, "optimiser steps; each takes one minibatch per training environment")
     checkpoint_freq: PositiveInt = setting(300, HOW_LONG, "evaluate held-out splits and save every so many steps")
     recon_freq: StepCount = setting(1000, HOW_LONG, "dump reconstructions every so many steps; 0: only first and last")
-    tb_freq: PositiveInt = setting(10, HOW_LONG, "record the losses every so many steps")
+    tb_freq: PositiveInt = setting(10, HOW_LONG, "record the losses at the first step and every so many")
     debug: bool = setting(False, HOW_LONG, "10 steps with frequent checkpoints, to see that everything works")
 
     select_by: str = setting(

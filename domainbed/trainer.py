@@ -216,7 +216,7 @@ class Training:
                 now = time.monotonic()
                 to_stop = engine.any(bool(stop.asked)) and done < settings.steps
                 at_checkpoint = done % settings.checkpoint_freq == 0 or done == settings.steps
-                if done % settings.tb_freq == 0 or done == settings.steps:
+                if done % settings.tb_freq == 0 or done in (1, settings.steps):  # a curve begins where training does
                     self.record_losses(done, losses)
                 if at_checkpoint or now - logged_at > LOG_EVERY_SECONDS:
                     log(progress(done, start, settings.steps, now - began, losses, ahead.waited))

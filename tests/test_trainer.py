@@ -78,8 +78,10 @@ def test_the_mean_training_image_stands_beside_reconstructions(train, photograph
 
 
 def test_the_records_hold_the_losses_by_their_documented_names(train, photographs: Path) -> None:
-    train("names", "--data_dir", photographs, "--test_envs", "0", *SHORT)
-    record = next(record for record in records(run_folder("names")) if record["kind"] == "train")
+    train("names", "--data_dir", photographs, "--test_envs", "0", *SHORT, "--tb_freq", 3)
+    found = [record for record in records(run_folder("names")) if record["kind"] == "train"]
+    assert [record["step"] for record in found] == [1, 3, 4]
+    record = found[0]
     expected = {"total_loss", "recon_loss", "KLD_loss", "KLD_weighted", "y_loss", "kl_anneal_weight"}
     assert expected <= record.keys()
     assert "loss" not in record

@@ -137,8 +137,8 @@ def findings(found: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:
         loss = terms["movement"]
         if loss["moves"] is False:
             said.append(
-                f"{name} does not move beyond its noise of {loss['noise']:.2g}: {loss['first']:.4g} at the start, "
-                f"{loss['last']:.4g} at the end"
+                f"{name} does not move beyond its noise of {loss['noise']:.2g}: {loss['first']:.4g} from step "
+                f"{terms['steps'][0]} on, {loss['last']:.4g} at the end"
             )
         elif name == "total_loss" and loss["end"] in ("falling", "rising"):
             more = (

@@ -261,7 +261,7 @@ def test_without_a_first_checkpoint_and_records_the_rest_is_shown_and_the_lack_s
 def test_the_faults_are_told_in_words() -> None:
     still = {"moves": False, "first": 1.0, "last": 1.0, "noise": 0.1, "end": "flat"}
     found = {
-        "loss": {"total_loss": {"movement": still}},
+        "loss": {"total_loss": {"movement": still, "steps": [1, 10]}},
         "environments": {"camera": {"after": {"psnr": 10.0}, "psnr_mean_image": 12.0}},
     }
     made = [
@@ -271,7 +271,7 @@ def test_the_faults_are_told_in_words() -> None:
         Layer("sound", "Conv2d", trainable=True, matrix=True, change=0.5, norms=(1.0, 0.5), constant=0.0),
     ]
     said = "\n".join(layers.findings(found, made))
-    for text in ("total_loss does not move", "still (0.00%)", "dead (75%)", "same (100%)", "no better than the mean"):
+    for text in ("total_loss does not move", "1 from step 1 on", "still (0.00%)", "dead (75%)", "same (100%)", "no better than the mean"):
         assert text in said
     assert "sound" not in said
     healthy = {"loss": {}, "environments": {}}
