@@ -198,8 +198,8 @@ def test_each_dimension_is_found_to_follow_what_it_was_made_of() -> None:
 
 
 def test_two_dimensions_that_share_a_factor_have_no_gap() -> None:
-    light = np.random.default_rng(0).normal(size=500)
-    found = traverse.follow(np.stack([light, 2 * light + 1], axis=1), {"light": light})
+    light, noise = np.random.default_rng(0).normal(size=(2, 500))
+    found = traverse.follow(np.stack([light, 2 * light + 1, noise], axis=1), {"light": light})
     assert found["mig"] == pytest.approx(0, abs=1e-12)
 
 
