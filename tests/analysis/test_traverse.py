@@ -245,3 +245,17 @@ def test_factors_of_a_data_set_belong_to_its_images(tmp_path: Path) -> None:
     found = traverse.analyse(run, tmp_path)
     assert (tmp_path / "factors.png").is_file() and found["dimensions"][0]["image_change"] is None
     assert traverse.known_factors(planted.opened(build(ERM))) is None
+
+
+def test_a_label_that_is_told_is_no_factor_that_the_code_follows(tmp_path: Path) -> None:
+    algorithm = build(CVAE, conditioning="posterior", latent_dim=4, width=4)
+    run = planted.opened(algorithm)
+    torch.nn.init.normal_(algorithm.embedding.weight, std=100.0)
+    run.images.labels = np.random.default_rng(0).permutation(run.images.labels)
+    rows = np.arange(72)
+    space = traverse.CodeSpace(run, rows)
+    labels = {"label": np.array(run.classes)[run.images.labels[rows]]}
+    assert np.max(traverse.follow(space.codes.numpy(), labels)["share"]) > 0.5
+    found = {"dimensions": space.describe(4), "pictures": []}
+    traverse.add_factors(run, found, space, labels, tmp_path)
+    assert np.max(found["factors"]["share"]) < 0.2
