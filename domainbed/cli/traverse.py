@@ -43,7 +43,9 @@ def table(found: dict[str, Any]) -> list[str]:
     lines = []
     if found["dimensions"]:
         with_factors = found["factors"] is not None
-        lines.append(f"mean and sigma of {found['images']} {found['choice']} images, checkpoint {found['checkpoint']}:")
+        lines.append(
+            f"mean and sigma of {found['images']} images ({found['choice']}), checkpoint {found['checkpoint']}:"
+        )
         head = "dimension  level  KL (nats)   sigma  image change"
         lines.append(head + ("  follows" if with_factors else ""))
         for one in found["dimensions"]:
