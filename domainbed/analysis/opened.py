@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from domainbed import checkpoint
 from domainbed.algorithms.base import Algorithm
+from domainbed.datasets.base import Dataset
 from domainbed.datasets.loaders import in_order
 from domainbed.datasets.prepare import Images, check_same_images, default_cache_dir, default_num_workers, prepare
 from domainbed.datasets.splits import SPLITS, TRAIN
@@ -188,7 +189,9 @@ def open_run(
     if path.suffix == ".safetensors" and checkpoint_name not in (None, "best"):
         raise UserError(f"{path} was exported from `best`. Give the run's folder for {checkpoint_name!r}")
     algorithm, config, meta = checkpoint.load_with_meta(path, target, seed, checkpoint_name, plugin)
-    images = images_of(config, data_dir, cache_dir, algorithm.needs_masks, report)
+    if data_dir is not None:
+        config = config | {"data_dir": str(data_dir)}
+    images = images_of(config, cache_dir, algorithm.needs_masks, report)
     if "folder" in meta and (path / "images.csv").is_file():
         check_same_images(path / "images.csv", images.csv())
     elif list(images.input_shape) != meta["input_shape"]:
@@ -201,20 +204,11 @@ def open_run(
     return OpenedRun(path, config, meta, algorithm, engine, images, name)
 
 
-def images_of(
-    config: dict[str, Any],
-    data_dir: str | Path | None,
-    cache_dir: str | Path | None,
-    with_masks: bool,
-    report: Callable[[str], None],
-) -> Images:
-    """Return the images of a run, in its splits, from its configuration.
-
-    Args:
-        config: of the run. data_dir, cache_dir, report: of `open_run`. with_masks: whether it learns from masks.
+def dataset_of(config: dict[str, Any]) -> Dataset:
+    """Return the data set of a run, from its configuration.
 
     Raises:
-        UserError: they are not where they were, can't be read, or the data set is unknown or of another version.
+        UserError: its images are not where they were, or the data set is unknown or of another version.
     """
     name = config["dataset"]
     if name not in DATASETS:
@@ -224,12 +218,26 @@ def images_of(
         hparams = cls.HParams(**config["datasets"][name])
     except (TypeError, ValueError) as error:
         raise UserError(f"the recorded settings of {name} are not those of this version: {error}") from None
-    folder = data_dir if data_dir is not None else config["data_dir"]
+    folder = config["data_dir"]
     folder = Path(folder).expanduser().resolve() if folder is not None else None
     if folder is not None and not folder.exists():
         raise UserError(f"the images of this run are not in {folder} any more. Say where they are with --data_dir")
+    return cls(folder, hparams)
+
+
+def images_of(
+    config: dict[str, Any], cache_dir: str | Path | None, with_masks: bool, report: Callable[[str], None]
+) -> Images:
+    """Return the images of a run, in its splits, from its configuration.
+
+    Args:
+        config: of the run. cache_dir, report: of `open_run`. with_masks: whether it learns from masks.
+
+    Raises:
+        UserError: they are not where they were, can't be read, or the data set is unknown or of another version.
+    """
     return prepare(
-        cls(folder, hparams),
+        dataset_of(config),
         trial_seed=config["trial_seed"],
         holdout_fraction=config["holdout_fraction"],
         subset_size=config["subset_size"],

@@ -13,8 +13,9 @@ from typing import Any
 from domainbed.analysis.extras import require
 from domainbed.errors import explain_os_errors
 
-#: Okabe & Ito 2008: told apart by colour-blind readers, too. Environments and runs take them in order.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+#: Okabe & Ito 2008, told apart by colour-blind readers, too; grey for their yellow, which white paper swallows.
+#: Environments and runs take them in order.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
 #: Beside colours, so that a grey print can be read: environments take them in order.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 #: For quantities: perceptually uniform, and in its turn readable in grey.

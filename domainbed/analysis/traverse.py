@@ -21,7 +21,7 @@ from domainbed.algorithms.base import Coder, Decoder, Encoder, Hierarchical, Lab
 from domainbed.analysis import codes as reading
 from domainbed.analysis import plots
 from domainbed.analysis.extras import require
-from domainbed.analysis.opened import OpenedRun
+from domainbed.analysis.opened import OpenedRun, dataset_of
 from domainbed.datasets.base import KnownFactors
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.evaluator import NOISE_SEED
@@ -411,10 +411,9 @@ def write(picture: Image.Image, path: Path) -> None:
 
 def known_factors(run: OpenedRun) -> Any:
     """Return a function from rows (N,) to {factor: N values}; None where the data set knows no factors."""
-    cls = DATASETS[run.config["dataset"]]
-    if not issubclass(cls, KnownFactors):
+    if not issubclass(DATASETS[run.config["dataset"]], KnownFactors):
         return None
-    dataset = cls(run.config["data_dir"], cls.HParams(**run.config["datasets"][run.config["dataset"]]))
+    dataset: Any = dataset_of(run.config)
     numbers = {sample.name: index for index, sample in enumerate(dataset.samples)}
 
     def of(rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -271,7 +271,14 @@ def test_the_faults_are_told_in_words() -> None:
         Layer("sound", "Conv2d", trainable=True, matrix=True, change=0.5, norms=(1.0, 0.5), constant=0.0),
     ]
     said = "\n".join(layers.findings(found, made))
-    for text in ("total_loss does not move", "1 from step 1 on", "still (0.00%)", "dead (75%)", "same (100%)", "no better than the mean"):
+    for text in (
+        "total_loss does not move",
+        "1 from step 1 on",
+        "still (0.00%)",
+        "dead (75%)",
+        "same (100%)",
+        "no better than the mean",
+    ):
         assert text in said
     assert "sound" not in said
     healthy = {"loss": {}, "environments": {}}
