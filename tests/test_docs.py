@@ -218,9 +218,20 @@ def example_files(folder: Path, registry: str) -> set[str]:
 TINY = {"image_size": 32, "model": "test_resnet", "batch_size": 4, "steps": 4, "checkpoint_freq": 2, "recon_freq": 4}
 
 
-@pytest.mark.filterwarnings("ignore:Tensorflow not installed")  # umap's own advice
+class QuickMap:
+    """In the place of the module umap, whose compilation takes longer than all the rest; tests of `latents` have it."""
+
+    class UMAP:
+        def __init__(self, **options: object) -> None:
+            pass
+
+        def fit_transform(self, codes: np.ndarray) -> np.ndarray:
+            return codes[:, :2]
+
+
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "umap", QuickMap)
     ran: list[str] = []
     for language, text in blocks(DOCS / "tutorial.md"):
         if language == "python":
