@@ -212,7 +212,8 @@ def draw_maps(run: OpenedRun, folder: Path, layers: Sequence[Layer], rows: np.nd
 
 def stages(layers: Sequence[Layer]) -> list[Layer]:
     """Return the layers whose maps are drawn: of each layer with a weight matrix, what its norm, activation and pooling
-    make of it; of networks with more than `MAX_MAPS` of them the last before each change of the resolution."""
+    make of it; of networks with more than `MAX_MAPS` of them the last before each change of the resolution, or of a vector's
+    length."""
     groups: list[list[Layer]] = []
     for layer in layers:
         if layer.is_answer and layer.shape:
@@ -226,7 +227,9 @@ def stages(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _same_size(one: Layer, after: Layer | None) -> bool:
-    return after is not None and one.shape[1:] == after.shape[1:]
+    if after is None or len(one.shape) != len(after.shape):
+        return False
+    return one.shape[1:] == after.shape[1:] if len(one.shape) == 3 else one.shape == after.shape
 
 
 def channel_maps(output: Tensor, most: int, size: Sequence[int]) -> Tensor:

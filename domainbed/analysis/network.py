@@ -69,7 +69,9 @@ class Layer:
 
 
 def answers(algorithm: Algorithm, x: Tensor, y: Tensor) -> None:
-    """Do what an algorithm can do with images, without noise, so that its layers are passed."""
+    """Do what an algorithm can do with images, so that its layers are passed; one that can only learn does that."""
+    if not isinstance(algorithm, Reconstructor | Encoder | Predictor | Segmenter):
+        algorithm.losses([(x, y)])
     if isinstance(algorithm, Reconstructor):
         reconstruct_with(algorithm, x, y)
     elif isinstance(algorithm, Encoder):
@@ -247,6 +249,8 @@ class _Units:
 def _width(module: nn.Module) -> int | None:
     """Return the number of units that a layer with weights gives, None for one without."""
     weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim
     return getattr(module, "out_channels", None) or (weight.shape[0] if isinstance(weight, Tensor) else None)
 
 

@@ -76,11 +76,10 @@ def lines(found: dict[str, Any]) -> list[str]:
         )
         parameters = sum(one.parameters for one in members)
         changed = change_of(members) if parameters else members[0].change
-        frozen = parameters and not any(one.trainable for one in members)
         rows.append([
             name, members[0].kind if len(members) == 1 else f"{len(members)} layers",
             " x ".join(map(str, shapes[-1])) if shapes else UNDEFINED,
-            f"{parameters:,}" if parameters else "", "frozen" if frozen else _share(changed, ""),
+            f"{parameters:,}" if parameters else "", _change(members, parameters, changed),
             _share(max(dead, default=None), ""), _share(max(constant, default=None), ""),
         ])  # fmt: skip
     head = ["layer", "kind", "output", "weights", "change", "dead", "constant"]
@@ -119,6 +118,14 @@ def _before_and_after(found: dict[str, Any]) -> list[str]:
                 "" if before is None else f"{before:.4g}", f"{one['after'][key]:.4g}", beside.get(key, ""),
             ])  # fmt: skip
     return table(["images", "figure", "before", "after", "beside"], rows, words=2)
+
+
+def _change(members: Any, parameters: int, changed: float | None) -> str:
+    """The change of a layer or a block in a cell."""
+    if parameters and not any(one.trainable for one in members):
+        return "frozen"
+    began_at_zero = changed is None and any(one.norms and one.norms[1] for one in members)
+    return "from 0" if began_at_zero else _share(changed, "")
 
 
 def _settings(values: dict[str, Any]) -> str:

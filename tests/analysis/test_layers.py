@@ -91,6 +91,7 @@ def test_a_pattern_that_no_image_changes_is_constant_and_one_that_images_change_
     for part in pattern.split(7):
         units.add(part)
     assert units.constant().tolist() == [True, False]
+    assert torch.equal(units.highest, pattern.amax((0, 2)))
     assert torch.allclose(units.squares / 50 - (units.sum / 50) ** 2, pattern.var(0, unbiased=False), atol=1e-6)
 
 
@@ -187,6 +188,20 @@ def test_many_layers_are_shown_by_block() -> None:
     assert [name for name, _ in blocks][:2] == ["encoder.layer0.0", "encoder.layer0.1"] and len(blocks) == 25
     assert [len(members) for _, members in blocks] == [3] * 24 + [1]
     assert network.change_of(blocks[0][1]) == pytest.approx(0.5)
+
+
+def test_of_a_deep_network_the_last_map_of_each_resolution_is_drawn() -> None:
+    def stage(name: str, *shape: int) -> list[Layer]:
+        return [
+            Layer(f"{name}.conv", "Conv2d", shape, matrix=True, is_answer=True),
+            Layer(f"{name}.act", "ReLU", shape, is_answer=True),
+        ]
+
+    sizes = [(8, 32, 32)] * 3 + [(16, 16, 16)] * 3 + [(64,), (64,), (10,), (64,)] + [(8, 32, 32)] * 20
+    made = [layer for number, shape in enumerate(sizes) for layer in stage(f"s{number}", *shape)]
+    drawn = layer_pictures.stages(made)
+    assert [layer.name for layer in drawn] == ["s2.act", "s5.act", "s7.act", "s8.act", "s9.act", "s29.act"]
+    assert len(layer_pictures.stages(made[:40])) == 20  # few enough to draw them all
 
 
 def noisy(values: Any, noise: float = 0.05) -> list[float]:
