@@ -211,9 +211,11 @@ def draw_maps(run: OpenedRun, folder: Path, layers: Sequence[Layer], rows: np.nd
 
 
 def stages(layers: Sequence[Layer]) -> list[Layer]:
-    """Return the layers whose maps are drawn: of each layer with a weight matrix, what its norm, activation and pooling
-    make of it; of networks with more than `MAX_MAPS` of them the last before each change of the resolution, or of a vector's
-    length."""
+    """Return the layers whose maps are drawn.
+
+    That is, of each layer with a weight matrix, what its norm, activation and pooling make of it; of networks with more
+    than `MAX_MAPS` of them the last before each change of the resolution, or of a vector's length.
+    """
     groups: list[list[Layer]] = []
     for layer in layers:
         if layer.is_answer and layer.shape:

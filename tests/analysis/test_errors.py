@@ -49,6 +49,11 @@ def test_calibration_is_what_torchmetrics_and_scikit_learn_find(answers: tuple[T
     assert found["ece_adaptive"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_bin_has_its_upper_bound() -> None:
+    bins = calibration.of_equal_width(torch.tensor([0.0, 0.05, 0.1, 1.0, 0.95], dtype=torch.float64))
+    assert {number: one.tolist() for number, one in enumerate(bins) if len(one)} == {0: [0, 1], 1: [2], 14: [3, 4]}
+
+
 @pytest.mark.parametrize("share", [0.5, 0.75, 1.0])
 def test_an_honest_model_has_no_calibration_error_and_an_overconfident_one_its_overconfidence(share: float) -> None:
     right = torch.arange(100) < 100 * share
