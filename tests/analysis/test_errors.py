@@ -155,8 +155,8 @@ def test_the_interval_of_a_difference_is_that_of_two_means() -> None:
     run = dimmed_run(0)
     generator = torch.Generator().manual_seed(0)
     parts = {
-        "camera0": made({"mse": 1 + torch.randn(900, generator=generator)}),
-        "camera1": made({"mse": 1.3 + 2 * torch.randn(400, generator=generator)}),
+        "camera0": made({"mse": 1 + 2 * torch.randn(400, generator=generator)}),
+        "camera1": made({"mse": 1.4 + torch.randn(900, generator=generator)}),
     }
     (found,) = errors.differences(run, parts)
     own, other = (parts[name].outputs.per_image["mse"].double() for name in ("camera1", "camera0"))
