@@ -14,7 +14,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,15 +161,26 @@ def load_state(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def export(path: Path, algorithm: Algorithm, config: dict[str, Any], meta: dict[str, Any]) -> None:
+def export(
+    path: Path,
+    algorithm: Algorithm,
+    config: dict[str, Any],
+    meta: dict[str, Any],
+    notes: Mapping[str, str] | None = None,
+) -> None:
     """Write weights and configuration into one safetensors file, atomically.
+
+    Args:
+        path: of the file. algorithm: the unwrapped algorithm.
+        config: of the run. meta: as in checkpoint.json.
+        notes: further entries of the file's metadata.
 
     Raises:
         UserError: the disk is full or the folder can't be written.
     """
     new = path.with_name(f".{path.name}.new")
     with explain_os_errors(f"exporting {path}"):
-        metadata = {"config": json.dumps(config), "checkpoint": json.dumps(meta)}
+        metadata = {"config": json.dumps(config), "checkpoint": json.dumps(meta)} | dict(notes or {})
         new.write_bytes(serialize(finished.tensors_of(algorithm), metadata=metadata))
         _sync(new)
         os.replace(new, path)

@@ -5,6 +5,7 @@ image when asked: decoded, preprocessed, at its final size, as uint8. It holds n
 in `splits`, the decoded copy on disk in `packed`, randomness in `augment`, batches in `loaders`.
 """
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from domainbed import hparams
 from domainbed.datasets.augment import AUGMENTATIONS
+from domainbed.datasets.images import read_image
 from domainbed.datasets.masks import MAX_KINDS, MaskClasses, to_plane
 from domainbed.datasets.preprocess import PREPROCESSINGS, Preprocess
 from domainbed.errors import UserError, did_you_mean
@@ -78,6 +80,8 @@ class Dataset:
     version: ClassVar[int] = 1
     #: Values for settings of any kind that suit this data set; they win over the defaults of the classes.
     defaults: ClassVar[dict[str, object]] = {}
+    #: Under which terms its images may be used, as their publisher says; empty where it is not known.
+    terms: ClassVar[str] = ""
     #: Whether the classes are ordered (grades), so that a quadratic weighted kappa means something.
     ordinal: bool = False
     #: Masks that there are, of all images together; None where there are none.
@@ -118,6 +122,21 @@ class Dataset:
             UnreadableImage: the file can't be decoded whole.
         """
         raise NotImplementedError
+
+    @classmethod
+    def read_new(cls, path: str | os.PathLike[str], hparams: HParams, with_masks: bool = False) -> np.ndarray:
+        """Return an image file that is not of the data set as uint8 (H, W, C), as `read` would return it if it were.
+
+        Args:
+            path: of the file.
+            hparams: of the data set.
+            with_masks: whether the data set has masks.
+
+        Raises:
+            UnreadableImage: the file can't be decoded whole.
+            UserError: under these settings, one file does not make an image.
+        """
+        return Preprocess(hparams.preprocess, hparams.image_size)(read_image(path))[0]
 
     def read_masks(self, index: int, kinds: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Return the masks of image `index` by name, preprocessed with it; empty where there are none.

@@ -20,12 +20,14 @@ import json
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from domainbed.datasets import images, labels, splits
 from domainbed.datasets.base import UNLABELLED, Dataset, Sample
 from domainbed.datasets.masks import IGNORED_KIND, MaskClasses, digest_files, read_files
+from domainbed.datasets.preprocess import Preprocess
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Names
 from domainbed.registry import DATASETS
@@ -88,6 +90,11 @@ class Manifest(Dataset):
             UnreadableImage: the file can't be decoded whole.
         """
         return self.preprocess(images.read_image(self._path(self.samples[index].name), self.least_side))[0]
+
+    @classmethod
+    def read_new(cls, path: str | os.PathLike[str], hparams: Any, with_masks: bool = False) -> np.ndarray:
+        preprocess = Preprocess(hparams.preprocess, hparams.image_size)
+        return preprocess(images.read_image(path, None if with_masks else preprocess.least_side))[0]
 
     @property
     def least_side(self) -> int | None:

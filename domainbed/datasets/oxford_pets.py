@@ -36,6 +36,7 @@ class OxfordPets(Dataset):
     which each run holds out some; test.txt is kept as the test part.
     """
 
+    terms: ClassVar[str] = "Parkhi et al. 2012, CC BY-SA 4.0"
     layout: ClassVar[str] = (
         "<data_dir>/images/*.jpg and <data_dir>/annotations with trimaps/, trainval.txt and test.txt"
     )

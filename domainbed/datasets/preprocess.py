@@ -7,6 +7,7 @@ are in the encoder that wants them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import cv2
 import numpy as np
@@ -104,15 +105,38 @@ class Preprocess:
                 wanted = f"bool or uint8 {image.shape[:2]}"
                 raise ValueError(f"mask {name!r} must be {wanted}, not {mask.dtype} {mask.shape}")
         for step in self._steps:
-            if step == "crop_retina":
-                image, masks = _everywhere(_square_crop(image), image, masks)
-            elif step == "resize":
-                image, masks = _everywhere(_resized(self.image_size), image, masks)
-            elif step == "gray_ntsc":
-                image = _gray(image)
-            else:
-                image = _clahe(image)
+            image, masks = self._apply(step, image, masks)
         return np.ascontiguousarray(image), masks
+
+    def restore(self, mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Return a mask of the result in the geometry of the image that the result was made from.
+
+        Args:
+            mask: uint8 (S, S).
+            image: uint8 (h, w, 3), as it was given.
+
+        Returns:
+            uint8 (h, w), by nearest neighbour; 0 where the image was cropped away.
+        """
+        undo: list[Callable[[np.ndarray], np.ndarray]] = []
+        for step in self._steps:
+            if step == "crop_retina":
+                undo.append(_uncropped(image))
+            elif step == "resize":
+                undo.append(partial(_nearest, size=image.shape[:2]))
+            image, _ = self._apply(step, image, {})
+        for change in reversed(undo):
+            mask = change(mask)
+        return mask
+
+    def _apply(
+        self, step: str, image: np.ndarray, masks: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        if step == "crop_retina":
+            return _everywhere(_square_crop(image), image, masks)
+        if step == "resize":
+            return _everywhere(_resized(self.image_size), image, masks)
+        return (_gray(image) if step == "gray_ntsc" else _clahe(image)), masks
 
 
 def find_retina(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -155,28 +179,51 @@ def _everywhere(
     return change(image, False), changed
 
 
+def _square(box: tuple[int, int, int, int]) -> tuple[int, int, int]:
+    """Return the side of the square around a box, and how many rows and columns lie before the box in it."""
+    top, bottom, left, right = box
+    side = max(bottom - top, right - left)
+    return side, (side - (bottom - top)) // 2, (side - (right - left)) // 2
+
+
 def _square_crop(image: np.ndarray) -> Callable[[np.ndarray, bool], np.ndarray]:
-    top, bottom, left, right = find_retina(image)
-    high, wide = bottom - top, right - left
-    side = max(high, wide)
-    above, before = (side - high) // 2, (side - wide) // 2
+    top, bottom, left, right = box = find_retina(image)
+    side, above, before = _square(box)
 
     def crop(pixels: np.ndarray, is_mask: bool) -> np.ndarray:
         square = np.zeros((side, side, *pixels.shape[2:]), np.uint8)
-        square[above : above + high, before : before + wide] = pixels[top:bottom, left:right]
+        square[above : above + bottom - top, before : before + right - left] = pixels[top:bottom, left:right]
         return square
 
     return crop
 
 
+def _uncropped(image: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what puts a square that `_square_crop` cut out of an image back to its place in it."""
+    top, bottom, left, right = box = find_retina(image)
+    _, above, before = _square(box)
+
+    def put_back(square: np.ndarray) -> np.ndarray:
+        whole = np.zeros(image.shape[:2], np.uint8)
+        whole[top:bottom, left:right] = square[above : above + bottom - top, before : before + right - left]
+        return whole
+
+    return put_back
+
+
 def _resized(size: int) -> Callable[[np.ndarray, bool], np.ndarray]:
     def resize(pixels: np.ndarray, is_mask: bool) -> np.ndarray:
-        # Pillow's nearest neighbour looks at pixel centres, as its bilinear does; OpenCV's is half a pixel off.
-        method = Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR
-        resized = np.array(_pillow(pixels).resize((size, size), method))
+        if is_mask:
+            return _nearest(pixels, (size, size))
+        resized = np.array(_pillow(pixels).resize((size, size), Image.Resampling.BILINEAR))
         return resized.reshape(size, size, *pixels.shape[2:])
 
     return resize
+
+
+def _nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    # Pillow's nearest neighbour looks at pixel centres, as its bilinear does; OpenCV's is half a pixel off.
+    return np.array(_pillow(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def _gray(image: np.ndarray) -> np.ndarray:

@@ -8,11 +8,12 @@ channel, two cells in two channels of one image, and two cells added up in one c
 """
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator
@@ -66,6 +67,7 @@ class TCell(Folder):
 
     layout: ClassVar[str] = "<data_dir>/<donor>/<activated|quiescent>/*.png"
     source: ClassVar[str] = "https://github.com/gitter-lab/t-cell-classification"
+    terms: ClassVar[str] = "Wang et al. 2020, Clear BSD"
     #: 16 images of each of three donors are the batch of 48 in the experiments.
     defaults: ClassVar[dict[str, object]] = {"steps": 2_000, "batch_size": 16}
     hparams: HParams
@@ -73,7 +75,7 @@ class TCell(Folder):
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         super().__init__(data_dir, hparams)
         if hparams.channels != "pairs":
-            self.preprocess = Preprocess(["gray_ntsc", *hparams.preprocess], hparams.image_size)
+            self.preprocess = _in_one_channel(hparams)
         self._cells: list[tuple[str, ...]] = [(sample.name,) for sample in self.samples]
         if hparams.channels != "single":
             self._check_partners()
@@ -95,6 +97,16 @@ class TCell(Folder):
         else:
             image = first
         return self.preprocess(image)[0]
+
+    @classmethod
+    def read_new(cls, path: str | os.PathLike[str], hparams: Any, with_masks: bool = False) -> np.ndarray:
+        if hparams.channels != "single":
+            raise UserError(
+                f"an image of TCell with channels = {hparams.channels} is made of two cells, and a file holds one. "
+                "Use a model of channels=single"
+            )
+        cell = images.read_image(path)
+        return _in_one_channel(hparams)(_centred(cell, max(hparams.image_size, *cell.shape[:2])))[0]
 
     def content(self, index: int) -> str:
         """Return the SHA-256 of the files, and what is made of them.
@@ -150,6 +162,10 @@ def _buckets(cells: Sequence[Sample]) -> dict[tuple[int, int, str | None], list[
     for cell in cells:
         buckets[cell.environment, cell.label, cell.split].append(cell)
     return buckets
+
+
+def _in_one_channel(hparams: TCell.HParams) -> Preprocess:
+    return Preprocess(["gray_ntsc", *hparams.preprocess], hparams.image_size)
 
 
 def _centred(cell: np.ndarray, side: int) -> np.ndarray:
