@@ -114,7 +114,7 @@ def _reading(about: About) -> list[str]:
         f"dataset = DATASETS[{about.dataset!r}]",
         f"settings = dataset.HParams(**{settings!r})",
         f'pixels = dataset.read_new("image.png", settings)  # uint8 ({height}, {width}, {channels})',
-        f"x = np.moveaxis(pixels, -1, 0)[None].astype(np.float32) / 255  # (1, {channels}, {height}, {width}) in [0, 1]",
+        f"x = np.moveaxis(pixels, -1, 0)[None].astype(np.float32) / 255  # (1, {channels}, {height}, {width})",
         "",
     ]
 
@@ -279,8 +279,8 @@ def _figures(about: About, meta: Mapping[str, Any], recorded: RecordedRun | None
     ]
     if not records:
         return [
-            f"None were recorded for the checkpoint `{about.checkpoint}`: the training is not finished, or it is not one "
-            "that a run judges."
+            f"None were recorded for the checkpoint `{about.checkpoint}`: the training is not finished, or it is "
+            "not one that a run judges."
         ]
     run = {
         "name": about.run, "algorithm": about.algorithm, "dataset": about.dataset, "class_names": about.classes,
