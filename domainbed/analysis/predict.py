@@ -257,7 +257,7 @@ def predict(
         out.unlink()
         beside.unlink()
         reasons = "\n".join(f"  {path}: {reason}" for path, reason in record["unreadable"][:20])
-        raise UserError(f"none of the {len(images)} images can be read:\n{reasons}\nMend them, or give others")
+        raise UserError(f"none of the images ({len(images)}) can be read:\n{reasons}\nMend them, or give others")
     notes = []
     if record["non_finite"]:
         notes.append(f"the model's answer is not finite for {len(record['non_finite'])} images; their cells are empty")

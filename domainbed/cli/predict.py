@@ -89,7 +89,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         text += ["", f"  reconstruction, median over images: MSE {summary['mse']:.3g}, PSNR {summary['psnr']:.2f} dB"]
     text.append("")
     if found["unreadable"]:
-        text.append(f"{len(found['unreadable'])} images can't be read and have no row:")
+        text.append(f"could not be read, so without a row: {len(found['unreadable'])}")
         text += [f"  {path}: {reason}" for path, reason in found["unreadable"]]
     for name, folder in found["pictures"].items():
         text.append(f"{name} are in {folder}")

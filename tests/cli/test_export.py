@@ -1,4 +1,4 @@
-"""`python -m domainbed export`: files and card of a real run. What is in the files is in `tests/analysis/test_export`."""
+"""`python -m domainbed export`: files and card of a real run. What is in them is in `tests/analysis/test_export`."""
 
 import json
 import re
@@ -14,11 +14,11 @@ from domainbed import cli
 RUN = ["--steps", "2", "--checkpoint_freq", "2", "--recon_freq", "0", "batch_size=4", "--test_envs", "0"]
 
 
-def test_a_run_is_handed_on(train, photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_a_run_is_handed_on(train, photographs: Path, capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
     assert train("given", "--data_dir", photographs, *RUN, "latent_dim=8")[0] == 0
     run = Path("results/train_output/DR/given").resolve()
     assert cli.main(["export", str(run), "--to", "safetensors", "torch.export", "--outputs", "logits"]) == 0
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     folder = run / "analysis" / "export" / "te_camera0_best"
     assert "VAE_DG · given · target camera0 · best (step 2)" in out and "checked on 16 images of the run" in out
     assert {path.name for path in folder.iterdir()} == {
@@ -39,12 +39,12 @@ def test_a_run_is_handed_on(train, photographs: Path, capsys: pytest.CaptureFixt
     Image.new("RGB", (20, 20), (90, 60, 60)).save("image.png")
     for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
         exec(compile(code, "card", "exec"), {})
-        assert "proliferative: 0." in capsys.readouterr().out
+        assert "proliferative: 0." in capfd.readouterr().out
     # what was exported is a run for the other commands
     assert cli.main(["predict", "model.safetensors", "image.png", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["images"] == 1
+    assert json.loads(capfd.readouterr().out)["images"] == 1
     assert cli.main(["export", "model.safetensors", "--out", "again", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capfd.readouterr().out)
     assert found["files"][0]["difference"] == {"weights": 0} and found["about"]["run"] == "given"
     assert "without the records of its run" in Path("again/MODEL_CARD.md").read_text()
 
@@ -76,4 +76,4 @@ def test_the_choices_are_those_of_the_analysis() -> None:
     from domainbed.analysis import export, exported
     from domainbed.cli.export import FORMATS, OUTPUTS
 
-    assert FORMATS == tuple(export.FORMATS) and OUTPUTS == tuple(exported.OUTPUTS)
+    assert tuple(export.FORMATS) == FORMATS and tuple(exported.OUTPUTS) == OUTPUTS

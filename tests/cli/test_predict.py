@@ -23,7 +23,7 @@ def test_a_folder(model: str, photographs: Path, tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert lines[1] == "72 images, preprocessed as in training: resize; 16 x 16 px"
-    assert "1 images can't be read and have no row:" in lines
+    assert "could not be read, so without a row: 1" in lines
     assert f"  {photographs}/camera0/0/empty.jpg: an empty file" in lines
     assert any(line.split()[:1] == ["prediction"] for line in lines) and "PSNR" in printed.out
     assert "72/73" in printed.err or "73/73" in printed.err  # the bar
@@ -38,7 +38,7 @@ def test_a_folder(model: str, photographs: Path, tmp_path: Path, capsys: pytest.
 def test_nothing_that_can_be_read(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_text("text")
     assert cli.main(["predict", model, str(tmp_path / "a.png"), "--out", str(tmp_path / "out.csv")]) == 2
-    assert "error: none of the 1 images can be read" in capsys.readouterr().err
+    assert "error: none of the images (1) can be read" in capsys.readouterr().err
 
 
 def test_an_interrupt_says_how_to_go_on(
