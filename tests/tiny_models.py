@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from domainbed import checkpoint
 from domainbed.algorithms import finished
+from domainbed.algorithms.base import needs_label
 from domainbed.registry import ALGORITHMS
 from domainbed.testing import NUM_DOMAINS, build, minibatches
 
@@ -14,7 +17,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "AE": {"latent_dim": 8},
     "VAE": {"latent_dim": 8},
     "CVAE": {"latent_dim": 8, "width": 8},
-    "UNet": {"width": 4, "depth": 2},
+    "UNet": {"width": 4, "depth": 1},
     "HVAE": {"encoder_hidden_dims": [8, 16, 16], "latent_dims": [6, 4]},
     "VQVAE": {"num_codes": 32, "code_dim": 8, "hidden_dim": 16, "num_blocks": 1},
     "CodePrior": {"hidden_dim": 16, "num_layers": 2},
@@ -56,3 +59,22 @@ def saved(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.export(folder / "model.safetensors", algorithm, config, meta)
     return algorithm.eval(), folder / "model.safetensors"
+
+
+def expected(algorithm, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What an algorithm's own methods say, by the name of the output."""
+    found = {}
+    with torch.no_grad():
+        if hasattr(algorithm, "predict"):
+            found["logits"] = algorithm.predict(x)
+        if hasattr(algorithm, "posterior"):
+            found["mean"], found["logvar"] = algorithm.posterior(x)
+        elif hasattr(algorithm, "encode"):
+            found["code"] = algorithm.encode(x)
+        if hasattr(algorithm, "codes") and hasattr(algorithm, "decode_codes"):
+            found["codes"] = algorithm.codes(x)
+        if hasattr(algorithm, "reconstruct") and not needs_label(algorithm):
+            found["reconstruction"] = algorithm.reconstruct(x)
+        if hasattr(algorithm, "segment"):
+            found["mask_logits"] = algorithm.segment(x)
+    return found

@@ -5,7 +5,7 @@ of the run's summary, for the checkpoint that was exported, beside the answers t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -13,10 +13,12 @@ import yaml
 from domainbed import summary
 from domainbed.analysis.exported import About, describe_output
 from domainbed.analysis.recorded import RecordedRun
-from domainbed.model_selection import PROTOCOLS
+from domainbed.model_selection import PROTOCOLS, SELECTION_METRICS
 from domainbed.registry import ALGORITHMS, DATASETS
 
 NAME = "MODEL_CARD.md"
+#: Figures that say whether a model is of any use beside an answer that needs none.
+_COMPARED = ("accuracy", "kappa", "dice_dataset", "mse")
 _CHOSEN = {checkpoint: protocol for protocol, checkpoint in PROTOCOLS.items()}
 
 
@@ -39,7 +41,7 @@ def text(
         "Not for": _not_for(),
         "Files": _files(found, about),
         "Use": _use(found, about),
-        "Input": _input(about),
+        "Input": _input(found, about),
         "Classes": _classes(about),
         "Data": _data(about, meta),
         "Training": _training(about, config, meta),
@@ -88,15 +90,18 @@ def _files(found: Mapping[str, Any], about: About) -> list[str]:
 def _use(found: Mapping[str, Any], about: About) -> list[str]:
     lines = [
         "The examples run as they stand, with `image.png` and the file beside them, and domainbed installed for the "
-        "preprocessing. `python -m domainbed predict <file> <images …>` does the same for folders."
+        "preprocessing."
     ]
+    if {"logits", "reconstruction", "mask_logits"} & {*about.outputs}:
+        lines[0] += " `python -m domainbed predict <file> <images …>` does the same for folders."
     code = {"onnx": _onnx, "torch.export": _torch_export, "safetensors": _safetensors}
     for file in found["files"]:
         if file["format"] == "timm":
             imports, body = _timm(found["encoder"])
         else:
             imports, body = code[file["format"]](about)
-        head = ["import numpy as np", *imports, "from domainbed.registry import DATASETS", ""]
+        head = ["import numpy as np", *imports, "from domainbed.registry import DATASETS"]
+        head = [*sorted(head, key=lambda line: line.split()[1]), ""]
         lines += ["", f"`{file['file']}`:", "", "```python", *head, *_reading(about), *body, "```"]
     return lines
 
@@ -204,12 +209,14 @@ def _timm(encoder: Mapping[str, Any]) -> Code:
     ]
 
 
-def _input(about: About) -> list[str]:
+def _input(found: Mapping[str, Any], about: About) -> list[str]:
     channels, height, width = about.input_shape
+    inside = "The normalisation that the encoder wants is part of the model."
+    if any(file["format"] == "timm" for file in found["files"]):
+        inside = "The encoder wants (x - mean) / std, both in the file's metadata."
     steps = list(about.data["preprocess"])
     lines = [
-        f"`x`: float32 (B, {channels}, {height}, {width}) in [0, 1], {'grey' if channels == 1 else 'RGB'}. The "
-        "normalisation that the encoder wants is part of the model.",
+        f"`x`: float32 (B, {channels}, {height}, {width}) in [0, 1], {'grey' if channels == 1 else 'RGB'}. {inside}",
         "",
         f"Before it, every image is brought there as those of the run were: `preprocess = {json.dumps(steps)}`, "
         f"`image_size = {about.data['image_size']}` (`domainbed.datasets.preprocess`). Images that are brought "
@@ -290,7 +297,44 @@ def _figures(about: About, meta: Mapping[str, Any], recorded: RecordedRun | None
         run["background"] = about.classes[0]
     lines = summary.build(records, run).markdown().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("- **"))
-    return [f"#{line}" if line.startswith("##") else line for line in lines[start:]]
+    warnings = [f"- **{line}**" for line in not_better(records)]
+    return [*warnings, *(f"#{line}" if line.startswith("##") else line for line in lines[start:])]
+
+
+def not_better(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each figure of the model that is not better than an answer that needs no model.
+
+    Better is the whole 95 % interval, or where there is none the figure. Of the environments that the run is about, the
+    first part that was judged counts.
+
+    Args:
+        records: final ones, of one checkpoint and of the trivial answers.
+    """
+    about = [record for record in records if record["role"] == "target" or record["target"] == "none"]
+    parts = [part for part in summary.PARTS if any(record["part"] == part for record in about)]
+    about = [record for record in about if record["part"] == parts[0]] if parts else []
+    found = []
+    for model in (record for record in about if record["checkpoint"] is not None):
+        for trivial in (one for one in about if one["checkpoint"] is None):
+            if _place(model) != _place(trivial):
+                continue
+            for metric in _COMPARED:
+                value, other = model["metrics"].get(metric), trivial["metrics"].get(metric)
+                if value is None or other is None:
+                    continue
+                low, high = model.get("intervals", {}).get(metric) or (value, value)
+                if low > other if SELECTION_METRICS[metric] == "higher" else high < other:
+                    continue
+                found.append(
+                    f"{model['environment']}: {summary.COLUMNS[metric]} {value:.3g} [{low:.3g}, {high:.3g}] is not better "
+                    f"than {other:.3g}, that of the {trivial['protocol']}."
+                )
+    return found
+
+
+def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return which images a record is of."""
+    return record["target"], record["seed"], record["environment"], record["part"]
 
 
 def _warnings(about: About, recorded: RecordedRun | None) -> list[str]:

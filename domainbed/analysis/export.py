@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,9 @@ def analyse(
     path = Path(path).expanduser()
     algorithm, config, meta = checkpoint.load_with_meta(path, target, seed, checkpoint_name, plugin)
     there = choose_outputs(algorithm, config["algorithm"], outputs)
-    about = about_model(path, algorithm, config, meta, there, licence)
+    about = about_model(path, algorithm, config, meta, there if part == "model" else [], licence)
     notes = []
-    if needs_label(algorithm):
+    if needs_label(algorithm) and part == "model":
         notes.append(f"{about.algorithm} needs a label to reconstruct, which x does not hold: no reconstruction")
     where = data_dir if data_dir is not None else config["data_dir"]
     samples, checked_on = sample_images(about, Path(where).expanduser() if where is not None else None)
@@ -311,7 +311,7 @@ def write_encoder(folder: Path, algorithm: Any, about: About, samples: Tensor) -
         )
     path = folder / ENCODER
     partial = folder / f".partial_{path.name}"
-    metadata = {KEY: replace(about, outputs=[]).json(), "part": "encoder", "timm": json.dumps(made)}
+    metadata = {KEY: about.json(), "part": "encoder", "timm": json.dumps(made)}
     metadata |= {key: json.dumps(getattr(encoder, key).flatten().tolist()) for key in ("mean", "std")}
     state = {key: value.detach().contiguous().clone() for key, value in encoder.backbone.state_dict().items()}
     try:

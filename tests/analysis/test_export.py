@@ -6,61 +6,17 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import timm
 import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_models import CLASSES, saved
+from tiny_models import CLASSES, expected, saved
 
 import domainbed
-from domainbed.algorithms.base import needs_label
-from domainbed.analysis import export, exported
+from domainbed.analysis import card, export, exported
 from domainbed.errors import UserError
-from domainbed.registry import ALGORITHMS
-
-
-def expected(algorithm, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What an algorithm's own methods say, by the name of the output."""
-    found = {}
-    with torch.no_grad():
-        if hasattr(algorithm, "predict"):
-            found["logits"] = algorithm.predict(x)
-        if hasattr(algorithm, "posterior"):
-            found["mean"], found["logvar"] = algorithm.posterior(x)
-        elif hasattr(algorithm, "encode"):
-            found["code"] = algorithm.encode(x)
-        if hasattr(algorithm, "codes") and hasattr(algorithm, "decode_codes"):
-            found["codes"] = algorithm.codes(x)
-        if hasattr(algorithm, "reconstruct") and not needs_label(algorithm):
-            found["reconstruction"] = algorithm.reconstruct(x)
-        if hasattr(algorithm, "segment"):
-            found["mask_logits"] = algorithm.segment(x)
-    return found
-
-
-@pytest.mark.parametrize("name", list(ALGORITHMS))
-def test_every_algorithm_as_onnx(name: str, tmp_path: Path) -> None:
-    algorithm, path = saved(name, tmp_path)
-    if name == "CodePrior":
-        with pytest.raises(UserError, match="answers nothing for an image alone.*--to safetensors"):
-            export.analyse(path, tmp_path / "out", formats=["onnx"])
-        return
-    found = export.analyse(path, tmp_path / "out", formats=["onnx"])
-    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
-    names = [one.name for one in session.get_outputs()]
-    x = torch.rand(3, 3, 16, 16)
-    truth = expected(algorithm, x)
-    assert {*names} == {*truth} == {*found["files"][0]["difference"]}
-    for size in (1, 3):  # the batch is free
-        for output, value in zip(names, session.run(None, {"x": x[:size].numpy()}), strict=True):
-            assert value.dtype == (np.int64 if output == "codes" else np.float32)
-            np.testing.assert_allclose(value, truth[output][:size].numpy(), atol=1e-4)
-    about = json.loads(session.get_modelmeta().custom_metadata_map["domainbed"])
-    assert about["algorithm"] == name and about["data"]["preprocess"] == ["resize"] and about["classes"] == CLASSES
-    assert about["outputs"] == names and about["masks"] == ("softmax" if name == "UNet" else None)
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +50,8 @@ def test_safetensors_is_what_domainbed_loads(vae_dg) -> None:
     assert about["run"] == "model.safetensors" and about["checkpoint"] == "best"
 
 
-def blocks(card: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def test_the_code_of_the_card_runs_as_it_stands(vae_dg, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -103,12 +59,12 @@ def test_the_code_of_the_card_runs_as_it_stands(vae_dg, tmp_path: Path, monkeypa
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     monkeypatch.chdir(folder)
     Image.fromarray(pixels).save("image.png")
-    card = (folder / "MODEL_CARD.md").read_text()
-    assert len(blocks(card)) == 3
+    codes = blocks((folder / "MODEL_CARD.md").read_text())
+    assert len(codes) == 3
     grey = np.asarray(Image.fromarray(pixels).convert("L").resize((16, 16), Image.Resampling.BILINEAR))
     with torch.no_grad():
         truth = algorithm.predict(torch.from_numpy(grey / np.float32(255))[None, None]).softmax(1)[0].tolist()
-    for code in blocks(card):
+    for code in codes:
         exec(compile(code, "card", "exec"), {})
         printed = capsys.readouterr().out
         for name, probability in zip(CLASSES, truth, strict=True):
@@ -117,13 +73,34 @@ def test_the_code_of_the_card_runs_as_it_stands(vae_dg, tmp_path: Path, monkeypa
 
 def test_the_card_says_what_a_receiver_must_know(vae_dg) -> None:
     _, folder, _ = vae_dg
-    card = (folder / "MODEL_CARD.md").read_text()
+    written = (folder / "MODEL_CARD.md").read_text()
     for text in (
         "not a medical device", "CC0, made up", "trained on: clinic, field", '["gray_ntsc", "resize"]', "2. severe",
         "without the records of its run", "chosen by training-domain validation, total_loss", "latent_dim: 8",
     ):  # fmt: skip
-        assert text in card
-    assert "q(z\\|x)" in card  # a bar would end the cell
+        assert text in written
+    assert "q(z\\|x)" in written  # a bar would end the cell
+
+
+def test_a_model_no_better_than_none_is_said_so() -> None:
+    def record(checkpoint: str | None, protocol: str, metrics: dict, intervals: dict | None = None) -> dict:
+        place = {"target": "a", "seed": 0, "environment": "a", "role": "target", "part": "whole"}
+        return place | {
+            "checkpoint": checkpoint, "protocol": protocol, "metrics": metrics, "intervals": intervals or {},
+        }  # fmt: skip
+
+    intervals = {"accuracy": [0.45, 0.60], "kappa": [0.1, 0.3], "mse": [0.02, 0.03]}
+    records = [
+        record("best", "training-domain validation", {"accuracy": 0.52, "kappa": 0.2, "mse": 0.025}, intervals),
+        record(None, "majority class", {"accuracy": 0.5, "kappa": 0.0}),
+        record(None, "mean training image", {"mse": 0.01}),
+    ]
+    assert card.not_better(records) == [
+        "a: accuracy 0.52 [0.45, 0.6] is not better than 0.5, that of the majority class.",
+        "a: MSE 0.025 [0.02, 0.03] is not better than 0.01, that of the mean training image.",
+    ]
+    source = [one | {"role": "source", "part": "val"} for one in records]
+    assert not card.not_better(source)  # a run with a target is about that
 
 
 @pytest.mark.parametrize("channels", [1, 3])
