@@ -326,8 +326,8 @@ def not_better(records: Sequence[Mapping[str, Any]]) -> list[str]:
                 if low > other if SELECTION_METRICS[metric] == "higher" else high < other:
                     continue
                 found.append(
-                    f"{model['environment']}: {summary.COLUMNS[metric]} {value:.3g} [{low:.3g}, {high:.3g}] is not better "
-                    f"than {other:.3g}, that of the {trivial['protocol']}."
+                    f"{model['environment']}: {summary.COLUMNS[metric]} {value:.3g} [{low:.3g}, {high:.3g}] is not "
+                    f"better than {other:.3g}, that of the {trivial['protocol']}."
                 )
     return found
 
