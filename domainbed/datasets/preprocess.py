@@ -142,14 +142,30 @@ class Preprocess:
 def find_retina(image: np.ndarray) -> tuple[int, int, int, int]:
     """Return the bounding box (top, bottom, left, right) of the bright disc in pixels, ends excluded.
 
-    The disc is the largest connected region that stands out from the darkest corner, so noise, hot pixels and text
-    printed beside it do not count. The whole image where it is black, has no dark corner, or shows no large region.
+    The whole image where there is no `retina_region`.
 
     Args:
         image: uint8 (h, w, C).
     """
     height, width = image.shape[:2]
-    factor = max(1, -(-max(height, width) // _SEARCH_SIDE))
+    found = retina_region(image)
+    if found is None:
+        return 0, height, 0, width
+    region, factor = found
+    left, top, wide, high = cv2.boundingRect(region.view(np.uint8))
+    return top * factor, min((top + high) * factor, height), left * factor, min((left + wide) * factor, width)
+
+
+def retina_region(image: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """Return where the bright disc is, bool (h / factor, w / factor) rounded up, and the factor; 1 up to 512 px a side.
+
+    The disc is the largest connected region that stands out from the darkest corner, so noise, hot pixels and text
+    printed beside it do not count. None where the image is black, has no dark corner, or shows no large region.
+
+    Args:
+        image: uint8 (h, w, C).
+    """
+    factor = max(1, -(-max(image.shape[:2]) // _SEARCH_SIDE))
     channels = np.asarray(_pillow(image).reduce(factor))
     # The brightest channel: a dark retina is red and nothing else.
     brightest = channels.max(axis=2) if channels.ndim == 3 else channels
@@ -157,19 +173,18 @@ def find_retina(image: np.ndarray) -> tuple[int, int, int, int]:
     left_and_right = (brightest[:, :wide], brightest[:, -wide:])
     surround = min(float(np.median(corner)) for side in left_and_right for corner in (side[:high], side[-high:]))
     retina = float(np.percentile(brightest, 95))
-    whole = (0, height, 0, width)
     if retina < _BLACK or surround > _DARK * retina:
-        return whole
+        return None
     bright = (brightest > surround + _EDGE * (retina - surround)).astype(np.uint8)
     # Noise, hot pixels and strokes of text are thinner than the kernel.
     opened = cv2.morphologyEx(bright, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
-    _, _, regions, _ = cv2.connectedComponentsWithStats(opened)
+    _, numbers, regions, _ = cv2.connectedComponentsWithStats(opened)
     if len(regions) < 2:  # region 0 is what is dark
-        return whole
-    left, top, wide, high, _ = max(regions[1:].tolist(), key=lambda region: region[cv2.CC_STAT_AREA])
-    if min(wide, high) < _SMALLEST_DISC * min(brightest.shape):
-        return whole
-    return top * factor, min((top + high) * factor, height), left * factor, min((left + wide) * factor, width)
+        return None
+    largest = 1 + int(regions[1:, cv2.CC_STAT_AREA].argmax())
+    if regions[largest, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].min() < _SMALLEST_DISC * min(brightest.shape):
+        return None
+    return numbers == largest, factor
 
 
 def _everywhere(
