@@ -138,6 +138,10 @@ class Dataset:
         """
         return Preprocess(hparams.preprocess, hparams.image_size)(read_image(path))[0]
 
+    def file(self, index: int) -> Path | None:
+        """Return the file that holds image `index` and no other; None for what is drawn, a row, or put together."""
+        return None
+
     def read_masks(self, index: int, kinds: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Return the masks of image `index` by name, preprocessed with it; empty where there are none.
 

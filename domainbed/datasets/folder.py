@@ -92,6 +92,10 @@ class Folder(Dataset):
         path = self._root / self.samples[index].name
         return self.preprocess(images.read_image(path, self.least_side))[0]
 
+    def file(self, index: int) -> Path | None:
+        """Return the file of image `index`."""
+        return self._root / self.samples[index].name
+
     def content(self, index: int) -> str:
         """Return the SHA-256 of the file.
 

@@ -92,6 +92,10 @@ class FundusSegmentation(Dataset):
         """
         return self.preprocess(images.read_image(self._files[index]))[0]
 
+    def file(self, index: int) -> Path | None:
+        """Return the file of photograph `index`."""
+        return self._files[index]
+
     def read_masks(self, index: int, kinds: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Return the masks of photograph `index` by kind, uint8 (H, W), preprocessed with it.
 

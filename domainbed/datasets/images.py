@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,6 +42,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_THE_SIDE = (5, 6, 7, 8)
 _PILLOW_MODULES = r"PIL\."
 _filters_lock = threading.Lock()
 
@@ -73,6 +75,29 @@ def read_image(file: str | os.PathLike[str] | BinaryIO, least_side: int | None =
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
         return np.array(image.convert("RGB"))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image: its size upright, in pixels, and its format as Pillow names it ("JPEG")."""
+
+    width: int
+    height: int
+    format: str
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Return what a file says of its image, without decoding it.
+
+    Raises:
+        UnreadableImage: the file is missing or is not an image.
+    """
+    _silence_pillow()
+    with _plain_reasons():
+        _refuse_what_is_no_file(path)
+        with Image.open(path, formats=_FORMATS) as image:
+            size = image.size if _orientation(image) not in _ON_THE_SIDE else image.size[::-1]
+            return Header(*size, str(image.format))
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
@@ -201,10 +226,14 @@ def _opened(file: str | os.PathLike[str] | BinaryIO, least_side: int | None = No
 
 def _upright(image: Image.Image) -> Image.Image:
     # Pillow's exif_transpose also writes EXIF anew, and so fails on a damaged block whose orientation is legible.
-    orientation = None
-    with contextlib.suppress(Exception):  # an EXIF block that can't be parsed does not say how the image lies
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    orientation = _orientation(image)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    with contextlib.suppress(Exception):  # an EXIF block that can't be parsed does not say how the image lies
+        return image.getexif().get(_EXIF_ORIENTATION)
+    return None
 
 
 def _sixteen_to_eight(image: Image.Image) -> np.ndarray:

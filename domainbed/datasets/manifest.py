@@ -117,6 +117,10 @@ class Manifest(Dataset):
         image = images.read_image(self._path(self.samples[index].name))
         return self.preprocess(image, read_files(paths, image))[1]
 
+    def file(self, index: int) -> Path | None:
+        """Return the file of image `index`."""
+        return self._path(self.samples[index].name)
+
     def has_mask(self, index: int, kind: str) -> bool:
         """Whether the table names a mask of that kind for image `index`; where there are classes, a mask."""
         return ("mask" if self.masks and self.masks.exclusive else kind) in self._masks[index]

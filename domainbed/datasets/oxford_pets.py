@@ -59,6 +59,10 @@ class OxfordPets(Dataset):
         """
         return self.preprocess(images.read_image(self._image(index)))[0]
 
+    def file(self, index: int) -> Path | None:
+        """Return the file of photograph `index`."""
+        return self._image(index)
+
     def read_masks(self, index: int, kinds: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Return {"mask": the class of each pixel, uint8 (H, W), preprocessed with its photograph}.
 
