@@ -1,6 +1,6 @@
 """Images that show the same, found by what is to be seen and not by their files.
 
-    groups = similar(np.stack([detail(image) for image in images]))       # [[3, 17], [5, 8, 20], …]
+    groups, correlations = similar(details, digests)       # [[3, 17], [5, 8, 20], …], {3: 0.99, …}
 
 A perceptual hash is the usual way: 64 bits of whether a tiny copy gets brighter or darker. It fails on photographs that
 are all alike, as those of retinas are: of 852 with five pairs of duplicates, 13,796 pairs are within 4 bits by the
@@ -10,6 +10,7 @@ and any two others by 0.931 or less.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -40,7 +41,7 @@ def detail(image: np.ndarray) -> np.ndarray:
     return (fine / length if length > 1 else np.zeros_like(fine)).astype(np.float16)
 
 
-def similar(details: np.ndarray) -> tuple[list[list[int]], dict[int, float]]:
+def similar(details: np.ndarray, digests: Sequence[str]) -> tuple[list[list[int]], dict[int, float]]:
     """Return groups of images that show the same, and for each image of one its highest correlation with another.
 
     An image is in a group with every other that it resembles, and with those that these resemble. Compared are all
@@ -48,31 +49,41 @@ def similar(details: np.ndarray) -> tuple[list[list[int]], dict[int, float]]:
 
     Args:
         details: (N, D), of `detail`.
+        digests: N, equal where images are: their correlation is 1, also of two in which nothing is to be seen.
 
     Returns:
         Lists of rows, in the order of their first, and correlations by row.
     """
-    first = np.arange(len(details))  # of its group, as far as known: a forest
+    group = np.arange(len(details))  # row of an image further up in its group, or its own: a forest
 
-    def root(row: int) -> int:
-        while first[row] != row:
-            first[row] = first[first[row]]
-            row = int(first[row])
+    def top(row: int) -> int:
+        while group[row] != row:
+            group[row] = group[group[row]]
+            row = int(group[row])
         return row
 
-    closest: dict[int, float] = {}
+    closest = np.zeros(len(details), np.float32)
+
+    def join(rows: np.ndarray, others: np.ndarray, correlations: np.ndarray) -> None:
+        np.maximum.at(closest, rows, correlations)
+        np.maximum.at(closest, others, correlations)
+        for row, other in zip(rows.tolist(), others.tolist(), strict=True):
+            low, high = sorted((top(row), top(other)))
+            group[high] = low
+
+    first: dict[str, int] = {}
+    for row, digest in enumerate(digests):
+        if first.setdefault(digest, row) != row:
+            join(np.array([first[digest]]), np.array([row]), np.ones(1, np.float32))
     for start in range(0, len(details), _BLOCK):
         block = details[start : start + _BLOCK].astype(np.float32)
         for other in range(start, len(details), _BLOCK):
-            correlation = block @ details[other : other + _BLOCK].astype(np.float32).T
-            for i, j in np.argwhere(correlation >= THRESHOLD):
-                a, b = start + int(i), other + int(j)
-                if a < b:
-                    for row in (a, b):
-                        closest[row] = max(closest.get(row, 0.0), float(correlation[i, j]))
-                    low, high = sorted((root(a), root(b)))
-                    first[high] = low
+            correlations = block @ details[other : other + _BLOCK].astype(np.float32).T
+            rows, others = np.nonzero(correlations >= THRESHOLD)
+            apart = start + rows < other + others
+            rows, others = rows[apart], others[apart]
+            join(start + rows, other + others, np.minimum(correlations[rows, others], 1))
     groups = defaultdict(list)
-    for row in sorted(closest):
-        groups[root(row)].append(row)
-    return list(groups.values()), closest
+    for row in np.flatnonzero(closest).tolist():
+        groups[top(row)].append(row)
+    return list(groups.values()), {row: float(closest[row]) for row in np.flatnonzero(closest).tolist()}
