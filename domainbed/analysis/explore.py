@@ -35,7 +35,7 @@ MOST_TOLD = 2000
 FOLDS = 5
 #: What environments are told apart by. Colour and light alone can't know how large an image was or how it was framed.
 FIGURE_SETS = {
-    "size and file": ("log_width", "log_height", "bytes_per_pixel"),
+    "size and file": ("width", "height", "bytes_per_pixel"),
     "frame": ("border", "bars", "cut", "aspect", "offset", "text"),
     "sharpness": ("sharpness",),
     "colour and light": ("red", "green", "blue", "contrast", "saturation", "clipped", "rim_colour", "rim_light"),
@@ -169,9 +169,7 @@ def _look(stored: Dataset, index: int) -> Look:
 def _table(looks: Sequence[Look]) -> dict[str, np.ndarray]:
     """Return every figure of all images, (N,) by name."""
     table = {name: np.array([look.figures[name] for look in looks]) for name in photograph.FIGURES}
-    table["log_width"], table["log_height"] = (
-        np.log([getattr(look, side) for look in looks]) for side in ("width", "height")
-    )
+    table |= {side: np.array([float(getattr(look, side)) for look in looks]) for side in ("width", "height")}
     table["bytes_per_pixel"] = np.array(
         [math.nan if look.num_bytes is None else look.num_bytes / (look.width * look.height) for look in looks]
     )
@@ -227,7 +225,7 @@ def _class_distance(samples: Sequence[Sample], dataset: Dataset) -> dict[str, An
         return None
     shares = counts / counts.sum(1, keepdims=True)
     distance = np.abs(shares[:, None] - shares).sum(2) / 2
-    a, b = np.unravel_index(distance.argmax(), distance.shape)
+    a, b = np.unravel_index(np.triu(1 + distance, 1).argmax(), distance.shape)
     return {"distance": float(distance[a, b]), "between": [dataset.environments[a], dataset.environments[b]]}
 
 
@@ -334,7 +332,7 @@ def _single(values: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dic
     from sklearn.metrics import roc_auc_score
 
     known = ~np.isnan(values)
-    best = None
+    best: dict[str, Any] | None = None
     for number, name in enumerate(names):
         one = labels[known] == number
         if one.any() and not one.all():
@@ -494,7 +492,7 @@ def _class_plot(found: Mapping[str, Any], names: Sequence[str]) -> Any:
     axes.set_xticks(range(len(classes)), classes, rotation=0 if sum(map(len, classes)) < 60 else 90)
     axes.set_ylabel("share of the environment")
     axes.grid(axis="x", visible=False)
-    axes.legend()
+    axes.legend(frameon=False)
     return figure
 
 
@@ -503,16 +501,16 @@ def _distributions(table: Mapping[str, np.ndarray], of: Mapping[str, np.ndarray]
     for one, name in zip(axes.ravel(), SHOWN, strict=True):
         values = table[name]
         known = values[~np.isnan(values)]
-        edges = (
-            np.linspace(*np.percentile(known, [0.1, 99.9]), 31) if np.ptp(known) else known[0] + np.linspace(-1, 1, 3)
-        )
+        low, high = np.percentile(known, [0.1, 99.9]).tolist()
+        bins = int(np.clip(np.sqrt(min(map(len, of.values()))), 6, 30))
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
         for number, (environment, rows) in enumerate(of.items()):
             inside = np.clip(values[rows][~np.isnan(values[rows])], edges[0], edges[-1])
             heights = np.histogram(inside, edges)[0] / max(1, len(inside))
             one.stairs(heights, edges, color=plots.colour(number), label=environment, linewidth=1.4)
         one.set_xlabel(name)
         one.set_ylabel("share of images")
-    axes[0, 0].legend()
+    axes[0, 0].legend(frameon=False)
     return figure
 
 

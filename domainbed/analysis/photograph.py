@@ -46,7 +46,6 @@ FIGURES = {
 }
 #: Of the ellipse's semi-axes: where the rim is that stray light colours.
 _RIM = (0.86, 0.97)
-_NTSC = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,9 @@ def measure(image: np.ndarray) -> dict[str, float]:
 
 def hull(region: np.ndarray) -> np.ndarray:
     """Return the smallest convex region (h, w) around a bool region: without the holes of what is dark in a retina."""
-    points = cv2.findNonZero(region.view(np.uint8))
-    return cv2.fillConvexPoly(np.zeros(region.shape, np.uint8), cv2.convexHull(points), 1).astype(bool)
+    outline = cv2.findContours(region.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
+    corners = cv2.convexHull(np.concatenate(outline))
+    return cv2.fillConvexPoly(np.zeros(region.shape, np.uint8), corners, 1).astype(bool)
 
 
 @dataclass(frozen=True)
@@ -178,19 +178,19 @@ def fit_ellipse(retina: np.ndarray) -> Ellipse | None:
 
 def light(image: np.ndarray, field: np.ndarray) -> dict[str, float]:
     """Return the figures of brightness and colour of the pixels in a bool field (h, w)."""
-    pixels = image[field].astype(np.float32) / 255  # (N, 3)
-    grey = pixels @ _NTSC
-    chroma = pixels.max(1) - pixels.min(1)
-    red, green, blue = pixels.mean(0)
+    channels = [channel[field] for channel in cv2.split(image)]  # (N,) each
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[field]
+    chroma = np.maximum.reduce(channels) - np.minimum.reduce(channels)
+    red, green, blue = (float(channel.mean()) / 255 for channel in channels)
     return {
-        "red": float(red),
-        "green": float(green),
-        "blue": float(blue),
-        "brightness": float(grey.mean()),
-        "contrast": float(grey.std()),
-        "saturation": float(chroma.mean()),
-        "chroma_p99": float(np.percentile(chroma, 99)),
-        "clipped": float((grey >= 250 / 255).mean()),
+        "red": red,
+        "green": green,
+        "blue": blue,
+        "brightness": float(grey.mean()) / 255,
+        "contrast": float(grey.std()) / 255,
+        "saturation": float(chroma.mean()) / 255,
+        "chroma_p99": float(np.percentile(chroma, 99)) / 255,
+        "clipped": float((grey >= 250).mean()),
     }
 
 
@@ -278,7 +278,7 @@ def text(image: np.ndarray, retina: np.ndarray) -> int:
     outside = cv2.dilate(retina.view(np.uint8), np.ones((near, near), np.uint8)) == 0
     if not outside.any():
         return 0
-    brightest = image.max(axis=2)
+    brightest = np.maximum.reduce(cv2.split(image))
     bright = outside & (brightest > np.median(brightest[outside]) + 40)
     _, _, regions, _ = cv2.connectedComponentsWithStats(bright.view(np.uint8), connectivity=8)
     characters = sorted(
@@ -307,16 +307,18 @@ def rim(image: np.ndarray, retina: np.ndarray, ellipse: Ellipse) -> dict[str, fl
         image: uint8 (h, w, 3). retina: bool (h, w). ellipse: of its rim.
     """
     smooth = cv2.GaussianBlur(image, (0, 0), max(1.0, max(image.shape) / 200))
-    lab = cv2.cvtColor(smooth.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = cv2.cvtColor(smooth, cv2.COLOR_RGB2LAB)  # in 8 bits: 255 / 100 times the lightness, and a and b plus 128
     radius = ellipse.radius(retina.shape)
-    outer, inner = lab[retina & (radius > _RIM[0]) & (radius < _RIM[1])], lab[retina & (radius < _RIM[0])]
+    inside = radius < _RIM[0]
+    outer = lab[retina & ~inside & (radius < _RIM[1])].astype(np.float32) - (0, 128, 128)
+    inner = lab[retina & inside]
     if not len(outer) or not len(inner):
         return {}
-    lightness, *usual = np.median(inner, axis=0)
+    lightness, *usual = np.median(inner, axis=0) - (0, 128, 128)
     turn = np.degrees(np.arctan2(outer[:, 2], outer[:, 1]) - np.arctan2(usual[1], usual[0]))
     other_hue = np.abs((turn + 180) % 360 - 180) >= 30
     coloured = np.hypot(outer[:, 1], outer[:, 2]) >= 6
     return {
         "rim_colour": float((other_hue & coloured).mean()),
-        "rim_light": float((outer[:, 0] >= lightness + 15).mean()),
+        "rim_light": float((outer[:, 0] >= lightness + 15 * 255 / 100).mean()),
     }

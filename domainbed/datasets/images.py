@@ -96,8 +96,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     with _plain_reasons():
         _refuse_what_is_no_file(path)
         with Image.open(path, formats=_FORMATS) as image:
-            size = image.size if _orientation(image) not in _ON_THE_SIDE else image.size[::-1]
-            return Header(*size, str(image.format))
+            width, height = image.size if _orientation(image) not in _ON_THE_SIDE else image.size[::-1]
+            return Header(width, height, str(image.format))
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:

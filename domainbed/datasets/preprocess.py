@@ -168,7 +168,7 @@ def retina_region(image: np.ndarray) -> tuple[np.ndarray, int] | None:
     factor = max(1, -(-max(image.shape[:2]) // _SEARCH_SIDE))
     channels = np.asarray(_pillow(image).reduce(factor))
     # The brightest channel: a dark retina is red and nothing else.
-    brightest = channels.max(axis=2) if channels.ndim == 3 else channels
+    brightest = np.maximum.reduce(cv2.split(channels)) if channels.ndim == 3 else channels
     high, wide = (max(1, side // 20) for side in brightest.shape)
     left_and_right = (brightest[:, :wide], brightest[:, -wide:])
     surround = min(float(np.median(corner)) for side in left_and_right for corner in (side[:high], side[-high:]))
