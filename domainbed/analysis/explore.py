@@ -115,7 +115,7 @@ def analyse(dataset: Dataset, folder: Path, *, max_images: int | None = None, nu
         "leaks": leakage.report(
             leakage.find(samples, [one.split or "no split" for one in samples], classes, dataset.environments)
         ),
-        "shift": _shift(table, environment, samples, dataset.environments),
+        "shift": tell_apart(table, environment, samples, dataset.environments),
         "notes": _notes(dataset, chosen, looks, table, max_images),
     }
     return found | {"pictures": _draw(stored, looks, samples, table, found, folder)}
@@ -252,13 +252,20 @@ def _duplicates(
     return sorted(groups, key=lambda group: (not group["exact"], -group["correlation"])), classes
 
 
-def _shift(
+def tell_apart(
     table: Mapping[str, np.ndarray], environment: np.ndarray, samples: Sequence[Sample], names: Sequence[str]
 ) -> dict[str, Any] | None:
     """Return how well environments can be told apart by simple figures; None where there are not two with patients.
 
     A logistic regression on standardised figures, each environment of equal weight, is cross-validated with the images
-    of a patient in one fold.
+    of a patient in one fold: by each of `FIGURE_SETS` and by all. One figure alone is judged by the area under the ROC
+    curve of the environment that it tells best from the others.
+
+    Args:
+        table: (N,) figures by name, nan where one makes no sense.
+        environment: (N,) indices into `names`.
+        samples: N, for their groups.
+        names: of all environments.
     """
     rows = np.array(
         [
@@ -426,7 +433,8 @@ def _draw(
         tiles = [(int(row), f"{named(int(row))}\n{check.figure} {table[check.figure][row]:.3g}") for row in clearest]
         counts = ", ".join(f"{name} {int(np.isin(rows, of[name]).sum())} of {len(of[name])}" for name in names)
         write(
-            sheet(tiles, _SHEET_COLUMNS), f"check_{check.name}.png", f"{check.title.capitalize()}: {len(rows)} images",
+            sheet(tiles, _SHEET_COLUMNS), f"check_{check.name}.png",
+            f"{check.title.capitalize()}: {_images(len(rows))}",
             f"{check.says} {counts}; the {len(tiles)} clearest. Told by {photograph.FIGURES[check.figure]}: "
             f"{check.threshold:g} or {'more' if check.above else 'less'}.",
         )  # fmt: skip
@@ -434,7 +442,7 @@ def _draw(
     if 0 < len(without) < len(looks):
         tiles = [(row, named(row)) for row in _some(without.tolist(), _SHEET_IMAGES)]
         write(
-            sheet(tiles, _SHEET_COLUMNS), "no_retina.png", f"No retina found: {len(without)} images",
+            sheet(tiles, _SHEET_COLUMNS), "no_retina.png", f"No retina found: {_images(len(without))}",
             "No dark surround with something round in it: the retina fills the frame, or the image is something else.",
         )  # fmt: skip
     if groups := found["duplicates"]:
@@ -464,12 +472,17 @@ def _draw(
     return pictures
 
 
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
+
+
 def _sheet(tiles: Sequence[tuple[np.ndarray, str]], columns: int) -> Any:
     """Draw images with a caption above each."""
+    columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     lines = 1 + max(text.count("\n") for _, text in tiles)
     high = max(image.shape[0] / image.shape[1] for image, _ in tiles)
-    width = 1.7 if columns <= _SHEET_COLUMNS else 1.4
+    width = 1.4 if columns > _SHEET_COLUMNS else 1.7
     figure, axes = plots.new_figure(width * columns, rows * (width * min(high, 1.5) + 0.17 * lines), rows, columns)
     for one in np.asarray(axes, dtype=object).ravel():
         one.set_axis_off()

@@ -42,13 +42,19 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
     for path in arguments.plugin:
         add_plugin(path)
-    given = read_arguments(arguments.words)
-    dataset = open_dataset(given.name, arguments.dataset, given.values)
+    places = [word for word in arguments.words if "=" not in word]
+    if len(places) > 1:
+        raise UserError(
+            f"explore reads one folder, but {' and '.join(map(repr, places))} are given. Leave all but one out"
+        )
+    place = places[0] if places else None
+    settings = read_arguments([word for word in arguments.words if "=" in word]).values
+    dataset = open_dataset(place, arguments.dataset, settings)
 
     from domainbed.analysis.explore import analyse
     from domainbed.datasets.prepare import default_num_workers
 
-    name = Path(given.name).expanduser().resolve().name if given.name else arguments.dataset
+    name = Path(place).expanduser().resolve().name if place else arguments.dataset
     folder = arguments.out or Path("results") / "explore" / name
     workers = arguments.num_workers or default_num_workers()
     return finish(
