@@ -33,6 +33,8 @@ SEED = 0
 #: Images per environment that learn to tell environments: more change the third digit.
 MOST_TOLD = 2000
 FOLDS = 5
+#: Share of the images from which on round things in a dark surround are taken for retinas, and below it for chance.
+FEWEST_RETINAS = 0.1
 #: What environments are told apart by. Colour and light alone can't know how large an image was or how it was framed.
 FIGURE_SETS = {
     "size and file": ("width", "height", "bytes_per_pixel"),
@@ -169,6 +171,9 @@ def _look(stored: Dataset, index: int) -> Look:
 def _table(looks: Sequence[Look]) -> dict[str, np.ndarray]:
     """Return every figure of all images, (N,) by name."""
     table = {name: np.array([look.figures[name] for look in looks]) for name in photograph.FIGURES}
+    no_retina = np.isnan(table["border"])
+    if 1 - no_retina.mean() < FEWEST_RETINAS:
+        table |= {name: np.full(len(looks), math.nan) for name in photograph.OF_RETINAS}
     table |= {side: np.array([float(getattr(look, side)) for look in looks]) for side in ("width", "height")}
     table["bytes_per_pixel"] = np.array(
         [math.nan if look.num_bytes is None else look.num_bytes / (look.width * look.height) for look in looks]
@@ -335,10 +340,15 @@ def _told_apart(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, fold
 
 
 def _single(values: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any] | None:
-    """Return how well one figure tells the environment that it tells best from the others: area under the ROC curve."""
+    """Return how well one figure tells the environment that it tells best from the others: area under the ROC curve.
+
+    None where all have the same value, or more than half have none.
+    """
     from sklearn.metrics import roc_auc_score
 
     known = ~np.isnan(values)
+    if known.mean() < 0.5:
+        return None
     best: dict[str, Any] | None = None
     for number, name in enumerate(names):
         one = labels[known] == number
@@ -358,7 +368,7 @@ def _notes(
         notes.append(f"{len(chosen)} of {len(dataset.samples)} images are looked at, at most {most} an environment")
     retinas = int((~np.isnan(table["border"])).sum())
     if not retinas:
-        notes.append("no image shows a retina, so frame, exposure, focus, print and rim are not judged")
+        notes.append("these are no photographs of retinas, so frame, exposure, focus, print and rim are not judged")
     elif retinas < len(looks):
         notes.append(
             f"{retinas} of {len(looks)} images show a retina in a dark surround; frame, exposure, focus, print and rim "

@@ -22,6 +22,8 @@ SIDE_PX = 512
 #: Diameter to which a retina is brought before its sharpness is measured, so that the resolution of the file, and how
 #: much of the frame the retina fills, do not count.
 SHARPNESS_PX = 256
+#: Least diameter of a retina, in pixels: what is dark around something light in a smaller image is chance.
+LEAST_PX = 48
 #: Figures by name, with what they are.
 FIGURES = {
     "red": "mean of the red channel, 0 to 1",
@@ -44,6 +46,10 @@ FIGURES = {
     "rim_colour": "share of the rim whose hue is not the retina's",
     "rim_light": "share of the rim that is much lighter than the retina",
 }
+#: Figures that make sense of retinas alone.
+OF_RETINAS = (
+    "border", "bars", "cut", "aspect", "stretch", "offset", "symmetry", "text", "rim_colour", "rim_light",
+)  # fmt: skip
 #: Of the ellipse's semi-axes: where the rim is that stray light colours.
 _RIM = (0.86, 0.97)
 
@@ -109,8 +115,8 @@ def measure(image: np.ndarray) -> dict[str, float]:
     region = retina_region(image)
     retina = None if region is None else hull(region[0])
     ellipse = None if retina is None else fit_ellipse(retina)
-    if ellipse is None:
-        retina = None  # a dark corner beside something that is not round
+    if ellipse is None or 2 * min(ellipse.a, ellipse.b) < LEAST_PX:
+        retina = ellipse = None  # a dark corner beside something that is not round, or too small to tell
     field = np.ones(image.shape[:2], bool) if retina is None else retina
     figures = dict.fromkeys(FIGURES, math.nan) | light(image, field) | {"sharpness": sharpness(image, retina)}
     if retina is not None and ellipse is not None:
@@ -170,7 +176,7 @@ def fit_ellipse(retina: np.ndarray) -> Ellipse | None:
         off = np.abs(np.linalg.norm((points - middle) / axes, axis=1) - 1)
         near = off <= max(0.01, 2.5 * float(np.median(off)))
         points = points[near]
-    if len(points) < 0.5 * total or np.sqrt((off[near] ** 2).mean()) > 0.02:
+    if len(points) < 0.5 * total or np.sqrt((off[near] ** 2).mean()) > 0.015:
         return None
     x, y = centre + scale * middle
     return Ellipse(float(x), float(y), float(scale * axes[0]), float(scale * axes[1]))

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument(
-        "words", nargs="*", metavar=("data_dir", "key=value"), help="folder of the images, or a manifest; and settings "
+        "words", nargs="*", metavar="data_dir | key=value", help="folder of the images, or a manifest; and settings "
         "of the data set. Without a folder: --dataset SyntheticFundus"
     )  # fmt: skip
     parser.add_argument(
@@ -96,7 +96,8 @@ def _constructed(cls: Any, folder: Path | None, settings: dict[str, Any]) -> Any
 def lines(found: Found) -> list[str]:
     """The figures as text: one table each of images, checks and figures, then duplicates and distance."""
     environments = found["environments"]
-    text = [f"{found['dataset']}: {found['images']} images of {len(environments)} environments"]
+    plural = "s" * (len(environments) != 1)
+    text = [f"{found['dataset']}: {found['images']} images of {len(environments)} environment{plural}"]
     text += [f"NOTE: {note}" for note in found["notes"]]
     text += ["", *columns(["environment", "images", "patients", *found["classes"], "sizes", "formats"], [
         [

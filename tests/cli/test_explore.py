@@ -24,7 +24,7 @@ def test_a_folder_is_described_in_tables(photographs: Path, tmp_path: Path, capf
     assert "DR: 71 images of 3 environments" in lines
     assert "camera1 23 23 11 0 12 0 0 20 x 20 PNG 23" in lines
     assert "camera1/0/00.png: an empty file" in lines
-    assert any(line.startswith("NOTE: no image shows a retina") for line in lines)
+    assert any(line.startswith("NOTE: these are no photographs of retinas") for line in lines)
     assert any(line.startswith("colour and light 1.000 [1.000, 1.000]") for line in lines)  # they differ in brightness
     assert any(line.startswith("chance is 0.333") for line in lines)
     folder = tmp_path / "results" / "explore" / "photographs"
@@ -47,7 +47,7 @@ def test_classes_that_are_no_grades_are_read_as_a_folder(photographs: Path, tmp_
     status, out, _ = explored(capfd, photographs, "--max_images", 3, "--out", tmp_path / "out")
     assert status == 0 and out.startswith("Folder: 9 images of 3 environments")
     status, out, _ = explored(capfd, photographs / "camera2", "--max_images", 3, "--out", tmp_path / "out")
-    assert status == 0 and out.startswith("Folder: 3 images of 1 environments")
+    assert status == 0 and out.startswith("Folder: 3 images of 1 environment\n")
     assert "there are no two" in out
 
 
