@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import domainbed
+from domainbed.cli import COMMANDS
 
 PACKAGE = Path(domainbed.__file__).parent
 CHECKOUT = PACKAGE.parent
@@ -148,7 +149,10 @@ def test_no_file_is_larger_than_a_mebibyte():
     assert not [path for path in files if path.stat().st_size > 2**20]
 
 
-HEAVY = {"torch", "torchvision", "timm", "numpy", "cv2", "accelerate", "torchmetrics", "huggingface_hub"}
+HEAVY = {
+    "torch", "torchvision", "timm", "numpy", "cv2", "accelerate", "torchmetrics", "huggingface_hub", "matplotlib",
+    "sklearn", "umap", "onnx", "onnxruntime",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -158,6 +162,7 @@ HEAVY = {"torch", "torchvision", "timm", "numpy", "cv2", "accelerate", "torchmet
         ["-m", "domainbed", "list", "--json"],
         ["-m", "domainbed", "--help"],
         ["-m", "domainbed", "lst"],
+        *(["-m", "domainbed", command, "--help"] for command in COMMANDS if not command.startswith("train_")),
         ["train_all.py", "--help"],
         ["train_subset.py", "--help"],
         ["train_all.py", "x", "--algorithm", "VAE_GD"],

@@ -6,6 +6,8 @@ data, so that `report` can call what the command line calls:
     run = open_run("results/train_output/DR/full_training", target="idrid")
     found = latents.analyse(run, run.folder_for("latents"))       # {"pictures": [{"file", "title", "caption"}, …], …}
 
-`opened` gives a run back with its model and its images, `recorded` what it wrote down, `plots` how a figure looks.
+`opened` gives a run back with its model and its images, `recorded` what it wrote down, `plots` how a figure looks. The
+other modules are parts of a command, or shared by two: `codes` of latents and traverse, `network` and `layer_pictures`
+of layers, `calibration` of errors, `photograph` and `duplicates` of explore.
 Nothing here trains the model of a run, and nothing changes its folder but for `analysis/` in it.
 """
