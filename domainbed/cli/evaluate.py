@@ -4,15 +4,16 @@ import argparse
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from domainbed.cli import Parser, positive
 from domainbed.cli.configuration import COMMAND_LINE, read_arguments
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
 from domainbed.registry import DATASETS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DESCRIPTION = """\
 Evaluate the model of a run on images from a new camera. The folder is laid out as
@@ -52,6 +53,8 @@ def main(argv: list[str]) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of every environment, by name, with what was evaluated."""
+    import numpy as np
+
     from domainbed import checkpoint, evaluator, metrics
     from domainbed.algorithms.base import Predictor
     from domainbed.datasets.base import UNLABELLED
@@ -157,12 +160,14 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple
         return single, notes
 
 
-def translate(labels: np.ndarray, classes: list[str], known: list[str]) -> np.ndarray:
+def translate(labels: "np.ndarray", classes: list[str], known: list[str]) -> "np.ndarray":
     """Return labels as indices into the classes that the model knows: equal names, or equal grades.
 
     Raises:
         UserError: a class that occurs is unknown to the model.
     """
+    import numpy as np
+
     from domainbed.datasets.labels import grade
 
     if known and not classes:
