@@ -25,7 +25,7 @@ from domainbed import checkpoint
 from domainbed.algorithms.base import needs_label
 from domainbed.algorithms.finished import Frozen
 from domainbed.analysis import card
-from domainbed.analysis.exported import KEY, About, Graph, about_model, outputs_of, runner
+from domainbed.analysis.exported import KEY, About, Graph, about_model, check_choice, outputs_of, runner
 from domainbed.analysis.extras import require
 from domainbed.analysis.recorded import RecordedRun
 from domainbed.datasets.images import UnreadableImage
@@ -82,6 +82,7 @@ def analyse(
     algorithm, config, meta = checkpoint.load_with_meta(path, target, seed, checkpoint_name, plugin)
     there = choose_outputs(algorithm, config["algorithm"], outputs)
     about = about_model(path, algorithm, config, meta, there if part == "model" else [], licence)
+    check_choice(path, about, checkpoint_name)
     notes = []
     if needs_label(algorithm) and part == "model":
         notes.append(f"{about.algorithm} needs a label to reconstruct, which x does not hold: no reconstruction")

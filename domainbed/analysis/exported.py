@@ -121,7 +121,7 @@ def about_model(
     return About(
         format=FORMAT,
         version=__version__,
-        run=meta.get("run") or path.expanduser().resolve().name,
+        run=meta.get("run") or _run_name(path.expanduser().resolve()),
         algorithm=config["algorithm"],
         target=meta["target"],
         seed=meta["seed"],
@@ -137,6 +137,19 @@ def about_model(
         masks=masks,
         outputs=list(outputs),
     )
+
+
+def _run_name(path: Path) -> str:
+    """Return the name of the run of a folder, or of the file that a run exported into its folder `te_<target>`."""
+    if path.is_dir() or not path.parent.name.startswith("te_"):
+        return path.name
+    return next(folder.name for folder in path.parents if not folder.name.startswith(("te_", "seed_")))
+
+
+def check_choice(path: Path, about: About, checkpoint_name: str | None) -> None:
+    """Raise `UserError` where a file was exported from another checkpoint than is asked for."""
+    if checkpoint_name not in (None, about.checkpoint):
+        raise UserError(f"{path} was exported from {about.checkpoint!r}. Give the run's folder for {checkpoint_name!r}")
 
 
 def describe_output(name: str, masks: str | None) -> str:

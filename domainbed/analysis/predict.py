@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from domainbed import checkpoint, metrics
-from domainbed.analysis.exported import About, Graph, about_model, outputs_of, read_about, reader, runner
+from domainbed.analysis.exported import About, Graph, about_model, check_choice, outputs_of, read_about, reader, runner
 from domainbed.datasets.folder import images_below
 from domainbed.datasets.images import UnreadableImage, read_image
 from domainbed.datasets.prepare import default_num_workers
@@ -108,6 +108,7 @@ def open_model(
         for name, asked, found in (("target", target, about.target), ("seed", seed, about.seed)):
             if asked is not None and asked != found:
                 raise UserError(f"{path} holds the model of {name}={found!r}, not of {name}={asked!r}")
+        check_choice(path, about, checkpoint_name)
         outputs = answers_of(about.algorithm, about.outputs)
         answer = runner(path, about.outputs)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -119,6 +120,7 @@ def open_model(
         return Model(about, digest, outputs, reader(about), run, batch_size=64)
     algorithm, config, meta = checkpoint.load_with_meta(path, target, seed, checkpoint_name, plugin)
     about = about_model(path, algorithm, config, meta, outputs_of(algorithm))
+    check_choice(path, about, checkpoint_name)
     outputs = answers_of(about.algorithm, about.outputs)
     weights = Path(meta["folder"]) / "model.safetensors" if "folder" in meta else path
     engine = Engine(device, precision or config["precision"])

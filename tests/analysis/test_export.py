@@ -17,6 +17,7 @@ from tiny_models import CLASSES, expected, saved
 import domainbed
 from domainbed.analysis import card, export, exported
 from domainbed.errors import UserError
+from domainbed.networks.encoders import TimmEncoder
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +135,8 @@ def test_an_encoder_that_is_none_or_another_runs(tmp_path: Path) -> None:
     _, path = saved("AE", tmp_path)
     with pytest.raises(UserError, match="AE has no timm backbone of its own"):
         export.analyse(path, tmp_path / "out", part="encoder")
-    judged, _ = saved("LatentClassifier", tmp_path / "probe")
-    assert export.encoder_of(judged) is None
+    judged, _ = saved("CVAE", tmp_path / "judged")  # has a frozen ERM
+    assert any(isinstance(one, TimmEncoder) for one in judged.modules()) and export.encoder_of(judged) is None
 
 
 def test_a_file_that_disagrees_is_deleted(tmp_path: Path, monkeypatch) -> None:
@@ -172,6 +173,13 @@ def test_two_codes_at_one_distance_are_no_disagreement() -> None:
     assert export.verify(Path("f"), Coded(), runtime(1), x)["reconstruction"] == 0
     with pytest.raises(UserError, match=r"2\.5% of the codes differ"):
         export.verify(Path("f"), Coded(), runtime(40), x)
+
+
+def test_which_model_a_file_is(tmp_path: Path) -> None:
+    _, path = saved("AE", tmp_path / "my_run" / "seed_1" / "te_none")
+    with pytest.raises(UserError, match="was exported from 'best'. Give the run's folder for 'last'"):
+        export.analyse(path, tmp_path / "out", checkpoint_name="last")
+    assert export.analyse(path, tmp_path / "out", checkpoint_name="best")["about"]["run"] == "my_run"
 
 
 def test_chosen_outputs(tmp_path: Path) -> None:
