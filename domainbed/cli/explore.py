@@ -134,7 +134,8 @@ def checks(environments: dict[str, Any]) -> list[str]:
         return f"{number} ({number / among:.1%})" if among else "-"
 
     rows = [["retina found", *(count(one, one["retina"], one["images"]) for one in environments.values())]]
-    for check in CHECKS:
+    retinas = sum(one["retina"] for one in environments.values())
+    for check in (one for one in CHECKS if retinas or not one.of_retinas):
         rows.append([
             check.title,
             *(

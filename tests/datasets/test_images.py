@@ -325,3 +325,19 @@ def test_real_photographs_are_read(real_data: Path) -> None:
             np.testing.assert_array_equal(read_image(path), np.asarray(image))
     for path in sorted((real_data / "IDRiD_segmentation" / "masks").rglob("*.png"))[::60]:
         assert set(np.unique(read_mask(path))) == {0, 1}
+
+
+@pytest.mark.parametrize("orientation, size", [(1, (30, 20)), (3, (30, 20)), (6, (20, 30))])
+def test_a_header_tells_the_size_as_it_is_read(tmp_path: Path, orientation: int, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    header = images.read_header(tmp_path / "a.jpg")
+    assert (header.width, header.height, header.format) == (*size, "JPEG")
+    assert images.read_image(tmp_path / "a.jpg").shape[:2] == (header.height, header.width)
+
+
+def test_a_header_of_what_is_no_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(images.UnreadableImage, match="not a JPEG"):
+        images.read_header(tmp_path / "a.jpg")
