@@ -58,8 +58,8 @@ PARTS = {
 """Parts that have a table, in order. The train part is shown among the source environments."""
 UNDEFINED = "–"
 MINUS = "accuracy_minus_"  # of `metrics.beside`
-_TRIVIAL = (MAJORITY, MAJORITY_MASK, MEAN_IMAGE)
-_ORDER = [*PROTOCOLS, *_TRIVIAL]
+TRIVIAL = (MAJORITY, MAJORITY_MASK, MEAN_IMAGE)
+_ORDER = [*PROTOCOLS, *TRIVIAL]
 _FOOTNOTES = {
     BEST: "checkpoint with the best {select_by} on the held-out part of the source environments, mean over "
     "environments; the target is not looked at (Gulrajani & Lopez-Paz 2021).",
@@ -104,14 +104,14 @@ class Summary:
         """
         rows: list[dict[str, Any]] = []
         for part in _parts(self.records):
-            records = [record for record in _main(self.records) if record["part"] == part]
-            units = _distinct(map(_unit, records))
+            records = [record for record in main_records(self.records) if record["part"] == part]
+            units = _distinct(map(unit_of, records))
             seeds = _distinct(record["seed"] for record in records)
             if len(units) * len(seeds) < 2:
                 continue
             for protocol in _protocols(records):
                 of_protocol = [record for record in records if record["protocol"] == protocol]
-                by_place = {(_unit(record), record["seed"]): record["metrics"] for record in of_protocol}
+                by_place = {(unit_of(record), record["seed"]): record["metrics"] for record in of_protocol}
                 whole = [seed for seed in seeds if all((unit, seed) in by_place for unit in units)]
                 for metric in _metrics(of_protocol):
                     everywhere = [
@@ -123,7 +123,7 @@ class Summary:
                     if not everywhere:
                         continue
                     over_seeds = len(whole) > 1
-                    row = _spread([statistics.fmean(one) for one in values] if over_seeds else values[0])
+                    row = spread([statistics.fmean(one) for one in values] if over_seeds else values[0])
                     over = {"over": "seeds" if over_seeds else "targets", "seeds": whole, "targets": everywhere}
                     rows.append({"part": part, "protocol": protocol, "metric": metric} | row | over)
         return rows
@@ -134,7 +134,7 @@ class Summary:
         if not self.records:
             return "\n".join([*lines, "no finished target"]) + "\n"
         for part in _parts(self.records)[:1]:
-            records = [record for record in _main(self.records) if record["part"] == part]
+            records = [record for record in main_records(self.records) if record["part"] == part]
             lines += [self._caption(part, records, intervals=False), "", *self._per_target(records, False)]
             average = self._average(part)
             lines += ["", *average] if average else []
@@ -160,7 +160,7 @@ class Summary:
             if protocol in _FOOTNOTES
         ]
         for part in _parts(self.records):
-            records = [record for record in _main(self.records) if record["part"] == part]
+            records = [record for record in main_records(self.records) if record["part"] == part]
             lines += ["", f"## {_heading(part, records)}", "", self._caption(part, records, intervals=True), ""]
             lines += self._per_target(records, True)
             average = self._average(part)
@@ -242,12 +242,12 @@ class Summary:
         head = [_place(records), "protocol"]
         head += ["step", "n", *(columns[metric] for metric in metrics)]
         rows = []
-        for unit in _distinct(map(_unit, records)):
+        for unit in _distinct(map(unit_of, records)):
             for protocol in _protocols(records):
-                found = [record for record in records if (_unit(record), record["protocol"]) == (unit, protocol)]
+                found = [record for record in records if (unit_of(record), record["protocol"]) == (unit, protocol)]
                 if not found:
                     continue
-                trained = protocol not in _TRIVIAL
+                trained = protocol not in TRIVIAL
                 steps = {record.get("step") for record in found} if trained else {None}
                 step = steps.pop() if len(steps) == 1 else None
                 cells = [unit, _label(protocol), UNDEFINED if step is None else str(step), str(found[0]["n"])]
@@ -257,8 +257,8 @@ class Summary:
                         cells.append(_mean_and_deviation(metric, values, num_seeds))
                     else:
                         bounds = found[0].get("intervals", {}).get(metric) if intervals else None
-                        between = f" [{_number(metric, bounds[0])}, {_number(metric, bounds[1])}]" if bounds else ""
-                        cells.append(_number(metric, values[0]) + between)
+                        between = f" [{number(metric, bounds[0])}, {number(metric, bounds[1])}]" if bounds else ""
+                        cells.append(number(metric, values[0]) + between)
                 rows.append(cells)
         return table(head, rows, words=2)
 
@@ -277,7 +277,7 @@ class Summary:
             if largest["over"] == "seeds"
             else f"Over n = {largest['n']} {places}s ({', '.join(targets)}), with one seed ({seeds[0]})."
         )
-        all_seeds = _distinct(record["seed"] for record in _main(self.records) if record["part"] == part)
+        all_seeds = _distinct(record["seed"] for record in main_records(self.records) if record["part"] == part)
         if len(seeds) < len(all_seeds):
             caption += f" Seeds that lack a {places} are left out."
         caption += " Standard deviation of the sample (n - 1); standard error = standard deviation / √n."
@@ -285,7 +285,7 @@ class Summary:
         for protocol in _distinct(row["protocol"] for row in averages):
             of = {row["metric"]: row for row in averages if row["protocol"] == protocol}
             for name, key in (("mean", "mean"), ("standard deviation", "sd"), ("standard error", "se")):
-                cells = [_number(metric, of[metric][key]) if metric in of else UNDEFINED for metric in metrics]
+                cells = [number(metric, of[metric][key]) if metric in of else UNDEFINED for metric in metrics]
                 if key == "mean":
                     fewer = [len(of[metric]["targets"]) if metric in of else len(targets) for metric in metrics]
                     cells = [
@@ -315,7 +315,7 @@ class Summary:
             for metric in metrics:
                 values = [record["metrics"].get(metric) for record in found]
                 several = num_seeds > 1
-                cells.append(_mean_and_deviation(metric, values, num_seeds) if several else _number(metric, values[0]))
+                cells.append(_mean_and_deviation(metric, values, num_seeds) if several else number(metric, values[0]))
             rows.append(cells)
         head = ["target", "source environment", "part", "n", *(COLUMNS[metric] for metric in metrics)]
         spread = " Mean ± standard deviation (n - 1) over seeds." if num_seeds > 1 else ""
@@ -332,10 +332,10 @@ class Summary:
         """Recall per class and confusion of the best checkpoint; counts of several seeds are summed."""
         lines: list[str] = []
         part = next(iter(_parts(self.records)), None)
-        records = [r for r in _main(self.records) if r["protocol"] == BEST and r["part"] == part]
+        records = [r for r in main_records(self.records) if r["protocol"] == BEST and r["part"] == part]
         records = [r for r in records if r["metrics"].get("confusion")]
-        for unit in _distinct(map(_unit, records)):
-            found = [record for record in records if _unit(record) == unit]
+        for unit in _distinct(map(unit_of, records)):
+            found = [record for record in records if unit_of(record) == unit]
             counts = [
                 [sum(cells) for cells in zip(*rows, strict=True)]
                 for rows in zip(*(record["metrics"]["confusion"] for record in found), strict=True)
@@ -349,14 +349,14 @@ class Summary:
     def _mask_classes(self) -> list[str]:
         """Dice and IoU of every class of the masks, of the best checkpoint, and which of them the means are over."""
         part = next(iter(_parts(self.records)), None)
-        records = [r for r in _main(self.records) if r["protocol"] == BEST and r["part"] == part]
+        records = [r for r in main_records(self.records) if r["protocol"] == BEST and r["part"] == part]
         records = [r for r in records if r["metrics"].get("dice_per_class")]
         if not records:
             return []
         names, background = list(self.run.get("class_names") or []), self.run.get("background")
         rows = []
-        for unit in _distinct(map(_unit, records)):
-            found = [record for record in records if _unit(record) == unit]
+        for unit in _distinct(map(unit_of, records)):
+            found = [record for record in records if unit_of(record) == unit]
             for k in range(len(found[0]["metrics"]["dice_per_class"])):
                 name = names[k] if k < len(names) else str(k)
                 cells = [unit, f"{name} (background)" if name == background else name]
@@ -413,19 +413,19 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[str
         counts: K x K, rows are true classes.
     """
     rows = [
-        [name, _number("recall", row[k] / sum(row) if sum(row) else None), str(sum(row)), *map(str, row)]
+        [name, number("recall", row[k] / sum(row) if sum(row) else None), str(sum(row)), *map(str, row)]
         for k, (name, row) in enumerate(zip(names, counts, strict=True))
     ]
     return table(["true class", "recall", "images", *(f"predicted {name}" for name in names)], rows, words=1)
 
 
-def _main(records: Iterable[Record]) -> list[Record]:
+def main_records(records: Iterable[Record]) -> list[Record]:
     """What a run is about: its targets, or without a target its source environments."""
     return [record for record in records if record["role"] == "target" or record["target"] == "none"]
 
 
 def _parts(records: Iterable[Record]) -> list[str]:
-    found = {record["part"] for record in _main(records)}
+    found = {record["part"] for record in main_records(records)}
     return [part for part in PARTS if part in found]
 
 
@@ -441,7 +441,7 @@ def _place(records: Sequence[Record]) -> str:
     return "target" if records[0]["role"] == "target" else "environment"
 
 
-def _unit(record: Record) -> str:
+def unit_of(record: Record) -> str:
     """Name of a row: the environment, and what it was held out together with."""
     target, environment = str(record["target"]), str(record["environment"])
     return environment if target in (environment, "none") else f"{environment} (of {target})"
@@ -468,7 +468,7 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | int | None]:
+def spread(values: Sequence[float]) -> dict[str, float | int | None]:
     """Mean, standard deviation of the sample, standard error, and of how many values."""
     sd = statistics.stdev(values) if len(values) > 1 else None
     se = None if sd is None else sd / math.sqrt(len(values))
@@ -479,13 +479,13 @@ def _mean_and_deviation(metric: str, values: Sequence[float | None], num_seeds: 
     known = [value for value in values if value is not None]
     if not known:
         return UNDEFINED
-    spread = _spread(known)
+    over = spread(known)
     some = f" (n={len(known)})" if len(known) < num_seeds else ""
-    deviation = f" ± {_number(metric, spread['sd'])}" if len(known) > 1 else ""
-    return f"{_number(metric, spread['mean'])}{deviation}{some}"
+    deviation = f" ± {number(metric, over['sd'])}" if len(known) > 1 else ""
+    return f"{number(metric, over['mean'])}{deviation}{some}"
 
 
-def _number(metric: str, value: float | None) -> str:
+def number(metric: str, value: float | None) -> str:
     """A figure as a reader wants it: shares with 3 decimals, dB with 2, errors and losses with 3 digits or more."""
     if value is None:
         return UNDEFINED

@@ -46,9 +46,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Add where pictures go, and how figures are printed."""
-    parser.add_argument("--out", type=Path, help="folder of pictures and figures.json (default: analysis/ in the run)")
+def add_output_options(
+    parser: argparse.ArgumentParser, out: str = "folder of pictures and figures.json (default: analysis/ in the run)"
+) -> None:
+    """Add where pictures go, what `--help` says of that, and how figures are printed."""
+    parser.add_argument("--out", type=Path, help=out)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
