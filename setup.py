@@ -41,7 +41,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["domainbed", "domainbed.*"]),
-    package_data={"domainbed": ["py.typed"]},
+    package_data={"domainbed": ["py.typed"], "domainbed.analysis.report": ["page.css", "page.js"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
