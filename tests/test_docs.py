@@ -259,7 +259,5 @@ def run(line: str) -> int:
     assert python == "python"
     if arguments[0] == "-m":
         assert arguments[1] == "domainbed"
-        if not (CHECKOUT / "domainbed" / "cli" / f"{arguments[2]}.py").exists():
-            return 0
         return cli.main(arguments[2:])
     return train(Path(arguments[0]).stem, arguments[1:])
