@@ -573,7 +573,9 @@ def _draw_rate(points: Sequence[Mapping[str, Any]], labels: list[str], path: Pat
         ("sources", "-", None, "held out, trained on"),
         ("target", "--", "white", "left out"),
     ):
-        told = False
+        if any(where in point for point in points):
+            shape = plots.marker(0 if fill is None else 1)
+            ax.plot([], [], shape, color="#555555", markerfacecolor=fill or "#555555", label=name)
         for series in dict.fromkeys(point["series"] for point in points):
             of_series = [point for point in points if point["series"] == series and where in point]
             if not of_series:
@@ -587,17 +589,12 @@ def _draw_rate(points: Sequence[Mapping[str, Any]], labels: list[str], path: Pat
                     xerr=point[where]["kl"]["sd"], yerr=point[where]["mse"]["sd"],
                     fmt=plots.marker(0 if fill is None else 1),
                     color=plots.colour(number), markerfacecolor=fill or plots.colour(number), markersize=6,
-                    label=None if told else name,
                 )  # fmt: skip
-                told = True
                 text = f"{point['beta']:.3g}"
                 position = (point[where]["kl"]["mean"], point[where]["mse"]["mean"])
                 ax.annotate(text, position, (6, 5) if fill else (-5, -12), textcoords="offset points", fontsize=8)
     ax.set(title="held-out images; a number is beta", xlabel="KL (nats): the rate", ylabel="MSE: the distortion")
     ax.margins(0.15)
     if any("target" in point for point in points):
-        legend = ax.legend(fontsize=8, frameon=False)
-        for handle in legend.legend_handles:
-            if hasattr(handle, "set_color"):
-                handle.set_color("#555555")
+        ax.legend(fontsize=8, frameon=False)
     plots.save(figure, path)
