@@ -13,6 +13,7 @@ version = next(
 ANALYSIS = [
     "matplotlib>=3.8",  # plots
     "scikit-learn>=1.4",  # PCA, t-SNE, neighbours, probes
+    "scipy>=1.11",  # t and chi-squared tests
     "umap-learn>=0.5.6",  # UMAP
 ]
 EXPORT = [
