@@ -29,6 +29,8 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (seed, "x"): {step: {"accuracy": step / 100, "total_loss": 2397 - step / 1e4} for step in (10, 20, 30)}
         for seed in (0, 1)
     }
+    for seed in (0, 1):  # a loss that starts high above what follows
+        curves[seed, "x"] |= {step: {"recon_loss": 60.0 if step == 101 else 1 + step % 7} for step in range(101, 141)}
     runs = [
         plant(folder / name, figures, majority={"accuracy": 0.3}, curves=curves, hparams={"lr": lr})
         for name, lr in (("first_run", 0.1), ("a_second_run_with_a_name_that_does_not_end_where_lines_do", 0.2))
@@ -152,6 +154,13 @@ def test_a_curve_says_its_values_under_the_mouse_and_by_arrow_keys(visit: Open) 
     box = svg.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] / 2)
     assert "step 30" in readout.text_content()
+
+
+def test_what_lies_beyond_the_scale_of_a_curve_is_said(visit: Open) -> None:
+    figures = visit().locator(".curves figure")
+    said = {one.locator("h4").text_content(): one.locator(".readout").text_content() for one in figures.all()}
+    assert [name for name, text in said.items() if text] == ["reconstruction loss"]
+    assert said["reconstruction loss"] == "beyond this scale: 60 at step 101, and more"
 
 
 def test_the_marks_of_an_axis_are_told_apart(visit: Open) -> None:

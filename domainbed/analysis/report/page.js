@@ -139,6 +139,12 @@
     }
     const cursor = make(svg, "line", {y1: top, y2: height - bottom, class: "cursor", visibility: "hidden"});
     const readout = make(figure, "p", {class: "readout", "aria-live": "polite"});
+    const outside = drawn.flatMap((one) => one.mean.map((mean, k) => [one.steps[k], mean]))
+      .filter(([, mean]) => y.to(mean) > 1 + 1e-9 || y.to(mean) < -1e-9);
+    if (outside.length) { // the first steps of a loss would flatten all that follows
+      const [step, mean] = outside[0];
+      readout.textContent = `beyond this scale: ${round(mean)} at step ${round(step)}${outside.length > 1 ? ", and more" : ""}`;
+    }
     let shown = steps.length;
     function show(which) {
       shown = Math.min(steps.length - 1, Math.max(0, which));
