@@ -66,7 +66,8 @@ def analyse(
         class, environment: `separation` of the codes by each; None where there is only one or none.
         pca: explained_variance_ratio of the first ten components, components_for {share: number}.
         posterior: of `codes.information`, None without a posterior. codebook: of `codebook_use`, None without one.
-        maps: {name: {"file", "trustworthiness"}}. findings, notes: sentences. pictures.
+        maps: {name: {"title", "file", "trustworthiness"}}. map: the last of them, its kind, the rows of the images and
+            their points (N, 2); None where none was drawn. findings, notes: sentences. pictures.
 
     Raises:
         UserError: the model gives no codes.
@@ -84,7 +85,7 @@ def analyse(
         "images": len(rows), "choice": images,
         "environments": {name: {"images": len(one), "role": role(run, one)} for name, one in chosen.items()},
         "class": None, "environment": None, "pca": None, "posterior": None, "codebook": None,
-        "maps": {}, "findings": [], "notes": [], "pictures": [],
+        "maps": {}, "map": None, "findings": [], "notes": [], "pictures": [],
     }  # fmt: skip
     if isinstance(run.algorithm, Coder):
         found["codebook"] = codebook_use(run, chosen)
@@ -312,6 +313,7 @@ def draw_maps(
         near = min(NUM_NEIGHBOURS, (len(judged) - 1) // 2)
         trust = float(manifold.trustworthiness(code.numpy()[judged], points[judged], n_neighbors=near))
         found["maps"][name] = {"title": title, "file": f"{name}.png", "trustworthiness": trust}
+        found["map"] = {"kind": title, "rows": rows.tolist(), "points": np.asarray(points, dtype=float).tolist()}
         labels = [f"component {i + 1} ({one:.1%} of the variance)" for i, one in enumerate(share[:2])]
         draw_map(run, found, rows, points, title, labels if name == "pca" else [], folder / f"{name}.png")
         found["pictures"].append(

@@ -13,11 +13,14 @@ from typing import Any
 from domainbed.analysis.extras import require
 from domainbed.errors import explain_os_errors
 
-#: Okabe & Ito 2008, told apart by colour-blind readers, too; grey for their yellow, which white paper swallows.
+#: Okabe & Ito 2008, told apart by colour-blind readers, too; grey for their yellow, which white paper swallows, and
+#: two dark ones, so that ten digits differ.
 #: Environments and runs take them in order.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A", "#882255", "#6A3D9A",
+)  # fmt: skip
 #: Beside colours, so that a grey print can be read: environments take them in order.
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p")
 #: For quantities: perceptually uniform, and in its turn readable in grey.
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
 _STYLE = {
@@ -65,10 +68,10 @@ def save(figure: Any, path: Path) -> None:
 
 
 def colour(index: int) -> str:
-    """Return the colour of the index-th environment, class or run; they repeat after eight."""
+    """Return the colour of the index-th environment, class or run; they repeat after ten."""
     return COLOURS[index % len(COLOURS)]
 
 
 def marker(index: int) -> str:
-    """Return the marker of the index-th environment, class or run; they repeat after eight."""
+    """Return the marker of the index-th environment, class or run; they repeat after ten."""
     return MARKERS[index % len(MARKERS)]

@@ -131,6 +131,8 @@ def test_a_run_from_images_to_pictures(tmp_path: Path) -> None:
         "second": {"images": 60, "role": "left out of training"},
     }
     assert [*found["maps"]] == ["pca", "tsne_4", "tsne_12"]
+    assert found["map"]["kind"] == "t-SNE, perplexity 12"
+    assert np.shape(found["map"]["points"]) == (len(found["map"]["rows"]), 2) == (found["images"], 2)
     assert all(0.5 < one["trustworthiness"] <= 1 for one in found["maps"].values())
     assert {one["file"] for one in found["pictures"]} == {path.name for path in tmp_path.glob("*.png")}
     assert any("perplexity 500" in note for note in found["notes"])
