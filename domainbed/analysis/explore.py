@@ -197,6 +197,11 @@ def _environment(
         "formats": dict(Counter(look.format for look in inside if look.format).most_common()),
         "retina": int((~np.isnan(table["border"][rows])).sum()),
         "checks": {check.name: int(_found(check, table)[rows].sum()) for check in photograph.CHECKS},
+        "found_by": {
+            check.name: [samples[row].name for row in rows if found[row]]
+            for check in photograph.CHECKS
+            if (found := _found(check, table))[rows].any()
+        },
         "figures": {name: _spread(values[rows]) for name, values in table.items()},
     }
 
@@ -406,6 +411,9 @@ def _draw(
         parts = [stored.environments[environment[row]], *([stored.classes[label]] if label != UNLABELLED else [])]
         return ", ".join(parts)
 
+    def file_of(row: int) -> str:
+        return samples[row].name.rpartition("/")[2]
+
     examples = [(row, named(row)) for name in names for row in _some(of[name].tolist(), _EXAMPLES)]
     write(
         sheet(examples, _EXAMPLES),
@@ -440,7 +448,10 @@ def _draw(
         if not len(rows):
             continue
         clearest = rows[np.argsort(-check.excess(table[check.figure][rows]), kind="stable")][:_SHEET_IMAGES]
-        tiles = [(int(row), f"{named(int(row))}\n{check.figure} {table[check.figure][row]:.3g}") for row in clearest]
+        tiles = [
+            (row, f"{named(row)}\n{file_of(row)}\n{check.figure} {table[check.figure][row]:.3g}")
+            for row in clearest.tolist()
+        ]
         counts = ", ".join(f"{name} {int(np.isin(rows, of[name]).sum())} of {len(of[name])}" for name in names)
         write(
             sheet(tiles, _SHEET_COLUMNS), f"check_{check.name}.png",
@@ -458,7 +469,7 @@ def _draw(
     if groups := found["duplicates"]:
         first = sorted(groups, key=lambda group: not group["classes_differ"])[: _SHEET_IMAGES // 2]
         pairs = [
-            (row_of[file], f"{'=' if group['exact'] else '~'} {named(row_of[file])}\n{file.rpartition('/')[2]}")
+            (row_of[file], f"{'=' if group['exact'] else '~'} {named(row_of[file])}\n{file_of(row_of[file])}")
             for group in first
             for file in group["files"][:2]
         ]
