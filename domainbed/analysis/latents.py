@@ -330,10 +330,13 @@ def caption(found: dict[str, Any], name: str) -> str:
     parts = []
     for what in ("class", "environment"):
         if found[what]:
-            near = found[what]["neighbours"]["balanced_accuracy"]
-            parts.append(f"its {what} with balanced accuracy {near:.2f} (chance {found[what]['chance']:.2f})")
+            near, probe = (found[what][reader]["balanced_accuracy"] for reader in ("neighbours", "probe"))
+            parts.append(f"{what} {near:.2f} and {probe:.2f} (chance {found[what]['chance']:.2f})")
     trust = found["maps"][name]["trustworthiness"]
-    seen = f"In the code itself, {NUM_NEIGHBOURS} neighbours name an image's {', and '.join(parts)}. " if parts else ""
+    seen = (
+        f"Balanced accuracy of {NUM_NEIGHBOURS} neighbours and of a linear probe in the code itself: " if parts else ""
+    )
+    seen += "; ".join(parts) + ". " * bool(parts)
     lost = "most of what is near in the code is near here, too" if trust >= 0.9 else "do not read clusters out of it"
     return f"{seen}Trustworthiness of the map {trust:.2f}: {lost}."
 
@@ -493,14 +496,21 @@ def findings(found: dict[str, Any]) -> list[str]:
         if collapsed or not figures or not figures["probe"]["interval"]:
             continue
         low, value, chance = figures["probe"]["interval"][0], figures["probe"]["balanced_accuracy"], figures["chance"]
-        if low <= chance:
+        near = figures["neighbours"]
+        if low <= chance and near["interval"] and near["interval"][0] > chance:
+            said.append(
+                f"{NUM_NEIGHBOURS} neighbours name the {what} better than chance and a linear probe does not: balanced "
+                f"accuracy {near['balanced_accuracy']:.2f} and {value:.2f} (chance {chance:.2f})"
+            )
+        elif low <= chance:
             said.append(
                 f"the {what} can't be read off the code: a linear probe's balanced accuracy of {value:.2f} is not "
                 f"above chance ({chance:.2f}), given its interval"
             )
-        elif what == "environment" and value > 0.9:
+        elif what == "environment":
+            how = "is written in" if value > 0.9 else "can be told from"
             said.append(
-                f"the environment is written in the code: a linear probe names it with balanced accuracy {value:.2f} "
+                f"the environment {how} the code: a linear probe names it with balanced accuracy {value:.2f} "
                 f"(chance {chance:.2f})"
             )
     return said
