@@ -482,7 +482,7 @@ def _draw(found: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
             "Held out, environments trained on",
             "Held-out images of the environments trained on, mean over them",
         ),
-        "target": ("The environment left out", "Images of the environment that was left out of training"),
+        "target": ("The environment left out, held-out part", "Held-out part of the environment that was left out"),
     }
     for where, (title, what) in texts.items():
         panels = found["curves"][where]
