@@ -50,6 +50,7 @@ COLUMNS = {
     "total_loss": "total_loss",
 }
 """Figures that have a column, by metric; the CSV holds all of them."""
+CHOSEN_ON_TARGET = "† selected on the target itself: not comparable with the other rows"
 PARTS = {
     "whole": "Whole target environment",
     "test": "Test part",
@@ -140,7 +141,7 @@ class Summary:
             lines += ["", *average] if average else []
             lines += self._baselines(records, False)
         if any(record["protocol"] == ORACLE for record in self.records):
-            lines += ["", "† selected on the target itself: not comparable with the other rows"]
+            lines += ["", CHOSEN_ON_TARGET]
         return "\n".join(lines) + "\n"
 
     def markdown(self) -> str:
@@ -155,7 +156,7 @@ class Summary:
         if run.get("steps") is not None:
             lines += [f"{run['steps']} steps, selected by {select_by}. Figures by protocol:", ""]
         lines += [
-            f"- **{_label(protocol)}**: {_FOOTNOTES[protocol].format(select_by=select_by)}"
+            f"- **{label(protocol)}**: {_FOOTNOTES[protocol].format(select_by=select_by)}"
             for protocol in _protocols(self.records)
             if protocol in _FOOTNOTES
         ]
@@ -250,7 +251,7 @@ class Summary:
                 trained = protocol not in TRIVIAL
                 steps = {record.get("step") for record in found} if trained else {None}
                 step = steps.pop() if len(steps) == 1 else None
-                cells = [unit, _label(protocol), UNDEFINED if step is None else str(step), str(found[0]["n"])]
+                cells = [unit, label(protocol), UNDEFINED if step is None else str(step), str(found[0]["n"])]
                 for metric in metrics:
                     values = [record["metrics"].get(metric) for record in found]
                     if num_seeds > 1:
@@ -292,7 +293,7 @@ class Summary:
                         f"{cell} (of {count})" if count < len(targets) else cell
                         for cell, count in zip(cells, fewer, strict=True)
                     ]
-                rows.append([_label(protocol), name, *cells])
+                rows.append([label(protocol), name, *cells])
         if any(len(row["targets"]) < len(targets) for row in averages):
             caption += f" (of k): the figure is defined for k {places}s only."
         return [caption, "", *table(["protocol", "", *(COLUMNS[metric] for metric in metrics)], rows, words=2)]
@@ -447,7 +448,8 @@ def unit_of(record: Record) -> str:
     return environment if target in (environment, "none") else f"{environment} (of {target})"
 
 
-def _label(protocol: str) -> str:
+def label(protocol: str) -> str:
+    """Return how a table calls a protocol: one that looks at the target has a mark, see `CHOSEN_ON_TARGET`."""
     return f"{protocol} †" if protocol == ORACLE else protocol
 
 

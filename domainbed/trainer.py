@@ -395,7 +395,12 @@ class Training:
                 setattr(self, name, score)
                 self.save(name, step)
         metric = self.settings.select_by
-        text = ", ".join(f"{e} {f[metric]:.4g}" for e, f in figures.items() if f.get(metric) is not None)
+        targets = {self.images.environments[environment] for environment in self.target}
+        text = ", ".join(
+            f"{name}{' (target)' if name in targets else ''} {found[metric]:.4g}"
+            for name, found in figures.items()
+            if found.get(metric) is not None
+        )
         sign = 1 if model_selection.SELECTION_METRICS[metric] == "higher" else -1  # a score is higher for a lower loss
         best = f"; best so far {sign * self.best:.4g}" if self.best is not None else ""
         self.records.log(f"  held-out {metric}: {text or 'undefined'}{best}")

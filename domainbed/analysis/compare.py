@@ -271,7 +271,8 @@ def tables(runs: Sequence[RecordedRun], labels: Sequence[str], metrics: Sequence
 
     Returns:
         part, unit, protocol, run, n (images), step (None where seeds differ), figures: metric to mean, sd, se and n
-        over seeds. A trivial answer that is the same beside all runs stands there once, its run is None.
+        over seeds, and of a single one its recorded 95 % interval over groups of images, or None. A trivial answer that
+        is the same beside all runs stands there once, its run is None.
     """
     rows = []
     records = [(label, main_records(build(run.records, {}).records)) for run, label in zip(runs, labels, strict=True)]
@@ -284,6 +285,7 @@ def tables(runs: Sequence[RecordedRun], labels: Sequence[str], metrics: Sequence
                 found = [r for r in of_run if (r["part"], unit_of(r), r["protocol"]) == (part, unit, protocol)]
                 figures = {
                     metric: spread(values)
+                    | {"interval": found[0].get("intervals", {}).get(metric) if len(found) == 1 else None}
                     for metric in metrics
                     if (values := [r["metrics"][metric] for r in found if r["metrics"].get(metric) is not None])
                 }

@@ -185,11 +185,14 @@ def separation(
 
 
 def nearest_neighbours(code: Tensor, labels: np.ndarray, groups: np.ndarray, num_labels: int) -> np.ndarray:
-    """Return what the majority of each image's nearest neighbours in other groups is, (N,); of equals the lower label.
+    """Return what most of each image's nearest neighbours in other groups are, (N,); of equals the lower label.
+
+    A vote counts one over how frequent its label is, or a rare label would never be answered where codes overlap.
 
     Args:
         code: (N, D). labels: (N,) from 0. groups: (N,).
     """
+    weights = 1 / torch.from_numpy(np.bincount(labels, minlength=num_labels)).clamp(min=1).double()
     numbers = torch.from_numpy(np.unique(groups.astype(str), return_inverse=True)[1])
     one_hot = F.one_hot(torch.from_numpy(labels), num_labels)
     answers = []
@@ -199,7 +202,7 @@ def nearest_neighbours(code: Tensor, labels: np.ndarray, groups: np.ndarray, num
         distance[numbers[some, None] == numbers] = math.inf
         nearest = distance.topk(min(NUM_NEIGHBOURS, len(code)), largest=False)
         votes = one_hot[nearest.indices] * nearest.values.isfinite().unsqueeze(2)
-        answers.append(votes.sum(1).argmax(1))
+        answers.append((votes.sum(1) * weights).argmax(1))
     return torch.cat(answers).numpy()
 
 
@@ -477,8 +480,9 @@ def findings(found: dict[str, Any]) -> list[str]:
         if marginal is not None and not at_bound and marginal > max(1.0, posterior["mutual_information_nats"]):
             said.append(
                 f"THE PRIOR IS ELSEWHERE: all codes together are {marginal:.3g} nats from it, more than they tell of "
-                f"an image ({posterior['mutual_information_nats']:.3g}): its samples won't look like the images. Give "
-                "the KL more weight, or draw from a mixture fitted to the codes (`traverse`)"
+                f"an image ({posterior['mutual_information_nats']:.3g}): where it is likely there is hardly a code, so "
+                "do not trust samples from it. Give the KL more weight, or draw from a mixture fitted to the codes, as "
+                "traverse does where there are enough images"
             )
         if at_bound:
             said.append(

@@ -23,8 +23,9 @@ from domainbed.analysis.opened import OpenedRun
 HARDLY_MOVED = 0.01
 #: A unit is constant where images explain a smaller share than this, squared, of what varies in its layer.
 CONSTANT = 0.01
-#: Activations that are 0 or nearly so for every negative input, so that a unit below 0 everywhere says nothing.
-RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
+#: Activations that are 0, or nearly so, for every input well below 0: a unit there says nothing and gets no gradient.
+#: Leaky ones let both through.
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish)
 #: Rows of a table or a plot; deeper networks are shown by block.
 MAX_ROWS = 60
 

@@ -43,7 +43,7 @@ def default_folder(names: list[str]) -> Path:
 def table(found: dict[str, Any]) -> list[str]:
     """Lines for the terminal: what differs, the figures of the main part, and the verdicts."""
     from domainbed.analysis.compare import EXCEEDS, short_names
-    from domainbed.summary import BEST, COLUMNS, PARTS, number, table
+    from domainbed.summary import BEST, CHOSEN_ON_TARGET, COLUMNS, ORACLE, PARTS, label, number, table
 
     lines = [f"NOTE: {note}" for note in found["notes"]]
     names = short_names(found)
@@ -59,13 +59,15 @@ def table(found: dict[str, Any]) -> list[str]:
         lines += ["", f"{PARTS[part]}. Mean ± standard deviation (n - 1) over seeds, where there are several.", ""]
         rows = [
             [
-                row["unit"], row["protocol"], names.get(row["run"], "(any run)"), str(row["n"]),
+                row["unit"], label(row["protocol"]), names.get(row["run"], "(any run)"), str(row["n"]),
                 *(_cell(number, metric, row["figures"].get(metric)) for metric in metrics),
             ]
             for row in found["tables"]
             if row["part"] == part
         ]  # fmt: skip
         lines += table(["target", "protocol", "run", "n", *(COLUMNS[metric] for metric in metrics)], rows, words=3)
+        if any(row["protocol"] == ORACLE for row in found["tables"]):
+            lines += ["", CHOSEN_ON_TARGET]
     averaged = [row for row in found["averages"] if row["protocol"] == BEST]
     if averaged:
         lines += ["", f"Averages over targets, {BEST}: mean, standard deviation (sd), standard error (se)", ""]

@@ -96,6 +96,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         images.labels = translate(images.labels, images.classes, meta["classes"])
     elif not algorithm.needs_masks:
         images.labels = np.full_like(images.labels, UNLABELLED)  # of no use to a model that never learnt any
+    known = [name for name in images.environments if name in meta["sources"]]
+    if known and not seen:
+        seen.append(
+            f"the run was trained on {' and '.join(known)}: if these are the same camera, or even the same eyes, the "
+            "figures are not those of a new one"
+        )
     engine = Engine(arguments.device, arguments.precision or config["precision"])
     engine.prepare(algorithm)
     result: dict[str, Any] = {

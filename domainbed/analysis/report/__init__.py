@@ -127,10 +127,12 @@ def _data(run: RecordedRun) -> str:
     except OSError:
         return html.paragraphs(["Which images it learnt from was not recorded."], "note")
     splits = [split for split in ("train", "val", "test") if any(key[1] == split for key in counts)]
-    rows: list[list[html.Cell]] = [
-        [environment, *((str(counts[environment, split]), float(counts[environment, split])) for split in splits)]
-        for environment in dict.fromkeys(environment for environment, _ in counts)
-    ]
+    targets = {target for _, target in run.trainings}
+    left_out = targets.pop().split("+") if len(targets) == 1 else []
+    rows: list[list[html.Cell]] = []
+    for environment in dict.fromkeys(environment for environment, _ in counts):
+        name = f"{environment} (left out)" if environment in left_out else environment
+        rows.append([name, *((str(counts[environment, one]), float(counts[environment, one])) for one in splits)])
     return html.table("Images by environment and split", ["environment", *splits], rows)
 
 

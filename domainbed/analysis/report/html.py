@@ -5,6 +5,7 @@ own content security policy forbids every request, so that nothing can be loaded
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from domainbed.analysis.compare import short_names
 from domainbed.records import finite
-from domainbed.summary import COLUMNS, PARTS, UNDEFINED, number
+from domainbed.summary import CHOSEN_ON_TARGET, COLUMNS, ORACLE, PARTS, UNDEFINED, label, number
 
 _HERE = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -78,8 +79,9 @@ def paragraphs(texts: Iterable[str], kind: str = "") -> str:
 
 
 def bullets(texts: Sequence[str]) -> str:
-    """Return a list, nothing for none."""
-    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>\n" if texts else ""
+    """Return a list, nothing for none; what stands between backticks is code."""
+    items = (re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)) for text in texts)
+    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>\n" if texts else ""
 
 
 def facts(pairs: Mapping[str, str]) -> str:
@@ -144,6 +146,8 @@ def figures(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], names: Ma
         several = any(one["n"] > 1 for row in of_part for one in row["figures"].values())
         head = [*["run"] * several_runs, "environment", "protocol", "images", *(COLUMNS[metric] for metric in shown)]
         spread = " Mean ± standard deviation (n − 1) over seeds." if several else ""
+        if any(one["interval"] for row in of_part for one in row["figures"].values()):
+            spread += " In brackets 95 % intervals over groups of images, for these weights."
         text += table(
             f"{PARTS[part]}.{spread}",
             head,
@@ -151,7 +155,7 @@ def figures(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], names: Ma
                 [
                     *[names.get(row["run"], "(any run)")] * several_runs,
                     row["unit"],
-                    row["protocol"],
+                    label(row["protocol"]),
                     (str(row["n"]), float(row["n"])),
                 ]
                 + [_figure(metric, row["figures"].get(metric)) for metric in shown]
@@ -159,14 +163,18 @@ def figures(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], names: Ma
             ],
             words=2 + several_runs,
         )
+    if any(row["protocol"] == ORACLE for row in rows):
+        text += paragraphs([CHOSEN_ON_TARGET])
     return text
 
 
 def _figure(metric: str, one: Mapping[str, Any] | None) -> Cell:
     if one is None:
         return UNDEFINED
-    deviation = f" ± {number(metric, one['sd'])}" if one["sd"] else ""
-    return number(metric, one["mean"]) + deviation, one["mean"]
+    spread = f" ± {number(metric, one['sd'])}" if one["sd"] else ""
+    if one["interval"]:
+        spread = f" [{', '.join(number(metric, bound) for bound in one['interval'])}]"
+    return number(metric, one["mean"]) + spread, one["mean"]
 
 
 def differences(found: Mapping[str, Any]) -> str:

@@ -85,8 +85,8 @@ def _beats(
             f"In {worse} of {len(standings)} trainings clearly below, in none above."
         )  # fmt: skip
     elif not better:
-        answer, why = NO, "The 95 % interval holds the trivial answer." if len(standings) == 1 else (
-            "In no training clearly above."
+        answer, why = UNTOLD, "The 95 % interval holds the trivial answer." if len(standings) == 1 else (
+            "In no training clearly above or below."
         )  # fmt: skip
     else:
         answer, why = PARTLY, f"In {better} of {len(standings)} trainings clearly above."
@@ -110,6 +110,9 @@ def _survives(
     )
     if at_home <= 0:
         return {"question": question, "answer": NO, "because": f"{figures}: there is nothing that could survive."}
+    if beats_away == UNTOLD and abroad > 0:
+        because = f"{figures}, where the 95 % interval holds the trivial answer."
+        return {"question": question, "answer": UNTOLD, "because": because}
     if beats_away == NO or abroad <= 0:
         return {"question": question, "answer": NO, "because": f"{figures}: there it is no better than that answer."}
     share = abroad / at_home
