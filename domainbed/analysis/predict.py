@@ -360,6 +360,9 @@ class _Masks:
 
     def __init__(self, model: Model, folder: Path) -> None:
         self.about, self.folder = model.about, folder / "masks"
+        for name in self.about.classes if self.about.masks == "sigmoid" else ():
+            if name in ("", "..") or Path(name).name != name:  # the file of a model must not choose where to write
+                raise UserError(f"the model has a kind of mask named {name!r}, which names no folder. Leave masks out")
         self.preprocess = Preprocess(model.about.data["preprocess"], model.about.data["image_size"])
 
     def __call__(self, image: Found, value: Tensor) -> None:

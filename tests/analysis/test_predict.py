@@ -263,3 +263,14 @@ def test_pictures_that_a_model_does_not_give(classifier, tmp_path: Path) -> None
     model = open_model(classifier[1], device="cpu")
     with pytest.raises(UserError, match="VAE_DG gives no masks. It gives: logits, reconstruction"):
         predict(model, [Found(Path("a.png"), "a")], tmp_path / "out.csv", pictures=["masks"])
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/b", "..", ""])
+def test_a_file_does_not_choose_where_masks_are_written(name: str, tmp_path: Path) -> None:
+    (tmp_path / "eye").mkdir()
+    Image.fromarray(photograph()).save(tmp_path / "eye" / "a.png")
+    model = segmenter("sigmoid", tmp_path / "model", ["resize"])
+    model = replace(model, about=replace(model.about, classes=[name, *model.about.classes[1:]]))
+    with pytest.raises(UserError, match="names no folder"):
+        predict(model, find_images([tmp_path / "eye"]), tmp_path / "out" / "t.csv", pictures=["masks"])
+    assert not (tmp_path / "out").exists()
