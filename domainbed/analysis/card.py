@@ -310,7 +310,7 @@ def not_better(records: Sequence[Mapping[str, Any]]) -> list[str]:
     Args:
         records: final ones, of one checkpoint and of the trivial answers.
     """
-    about = [record for record in records if record["role"] == "target" or record["target"] == "none"]
+    about = summary.main_records(records)
     parts = [part for part in summary.PARTS if any(record["part"] == part for record in about)]
     about = [record for record in about if record["part"] == parts[0]] if parts else []
     found = []

@@ -3,8 +3,8 @@
     found = analyse(open_run("results/train_output/DR/full_training"), folder, perplexities=(4, 12))
     found["class"]["probe"], found["posterior"]["active_units"], found["findings"]
 
-For class and for environment: the share of images that their nearest neighbours, and a linear probe, name rightly; and
-the silhouette. Images of one patient never judge each other. Of a posterior: the KL of each dimension and level, active
+For class and for environment: how well their nearest neighbours, and a linear probe, name images (balanced accuracy;
+images of one patient never judge each other), and the silhouette, of all images alike. Of a posterior: the KL of each dimension and level, active
 units, mutual information (`codes.information`). Of a discrete code: which codes are used. What the dimensions draw is
 in `traverse`.
 """
@@ -83,7 +83,7 @@ def analyse(
     found: dict[str, Any] = {
         "algorithm": run.config["algorithm"], "target": run.target, "checkpoint": run.checkpoint,
         "images": len(rows), "choice": images,
-        "environments": {name: {"images": len(one), "role": role(run, one)} for name, one in chosen.items()},
+        "environments": {name: {"images": len(one), "role": run.roles(one)} for name, one in chosen.items()},
         "class": None, "environment": None, "pca": None, "posterior": None, "codebook": None,
         "maps": {}, "map": None, "findings": [], "notes": [], "pictures": [],
     }  # fmt: skip
@@ -104,13 +104,6 @@ def analyse(
     found["pca"], components = principal_components(scaled)
     draw_maps(run, found, rows, scaled, components, folder, maps, perplexities, neighbours)
     return found | {"findings": findings(found)}
-
-
-def role(run: OpenedRun, rows: np.ndarray) -> str:
-    """Return what the training had to do with images of one environment, in words."""
-    environment = int(run.images.environment[rows[0]])
-    roles = dict.fromkeys(run.role(environment, str(split)) for split in run.images.split[rows])
-    return " and ".join(roles)
 
 
 def labellings(run: OpenedRun, rows: np.ndarray) -> list[tuple[str, np.ndarray, list[str]]]:

@@ -25,6 +25,7 @@ Pictures = list[dict[str, str]]
 
 
 def plot_losses(run: OpenedRun, folder: Path, losses: Mapping[str, Any]) -> Pictures:
+    """Draw each term of the loss along the training, of training batches and of held-out images."""
     if not losses:
         return []
     figure, axes = plots.new_figure(4.2 * len(losses), 3.2, 1, len(losses))
@@ -59,6 +60,7 @@ def plot_losses(run: OpenedRun, folder: Path, losses: Mapping[str, Any]) -> Pict
 
 
 def plot_changes(run: OpenedRun, folder: Path, layers: Sequence[Layer]) -> Pictures:
+    """Draw how far training moved the weights of each layer, or block of layers, in per cent of their first norm."""
     trained = [layer for layer in layers if layer.trainable and layer.change is not None]
     if not trained:
         return []
@@ -89,6 +91,7 @@ def plot_changes(run: OpenedRun, folder: Path, layers: Sequence[Layer]) -> Pictu
 
 
 def plot_units(run: OpenedRun, folder: Path, layers: Sequence[Layer], num_images: int) -> Pictures:
+    """Draw the share of dead and of constant units of each layer that has any."""
     measured = [layer for layer in layers if layer.constant is not None]
     shown = [layer for layer in measured if layer.constant or layer.dead]
     if not shown:

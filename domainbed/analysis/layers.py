@@ -3,8 +3,7 @@
 Does the loss move, and has it come to rest? Do the weights of each layer change? Which units never answer, or answer
 the same whatever the image? What do the layers make of an image, and what did the model make of it before it learnt?
 
-Layers are the modules that are called (a convolution, a norm, an activation). What a forward method computes by itself,
-such as `torch.tanh(x)`, is no layer here. The loss is read from what the run wrote down; everything else is measured.
+What a layer is says `network`. The loss is read from what the run wrote down; everything else is measured.
 """
 
 import csv

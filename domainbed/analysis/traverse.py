@@ -427,8 +427,8 @@ def follow(codes: np.ndarray, factors: Mapping[str, np.ndarray]) -> dict[str, An
     """Return which known factor each dimension of a code follows.
 
     Mutual information of dimension and factor, each cut into at most 10 equally frequent values (fewer below 500
-    images), less its expectation
-    for independent ones, (a - 1) (b - 1) / 2N with a and b values (Miller 1955), as a share of the factor's entropy.
+    images), less its expectation for independent ones, (a - 1) (b - 1) / 2N nats with a and b values (Miller 1955), as
+    a share of the factor's entropy.
 
     Args:
         codes: (N, D). factors: N values each, of numbers or of names.
