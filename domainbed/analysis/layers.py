@@ -282,12 +282,19 @@ def _environments(run: OpenedRun, before: OpenedRun | None, rows: Mapping[str, n
             "after": _figures(run, of_one),
         }
         if mean is not None:
-            x = run.pixels(of_one)
-            one["psnr_mean_image"] = metrics.reconstruction(mean.expand_as(x), x)["psnr"].mean().item()
-            one["psnr_black"] = metrics.reconstruction(torch.zeros_like(x), x)["psnr"].mean().item()
-            one["brightness_images"] = x.mean().item()
+            trivial = run.compute(of_one, lambda x, y: _of_trivial_answers(x, mean.to(x.device)))
+            one |= {key: values.mean().item() for key, values in trivial.items()}
         found[name] = one
     return found
+
+
+def _of_trivial_answers(x: Tensor, mean: Tensor) -> dict[str, Tensor]:
+    """Return (B,) each: the PSNR in dB of the mean image (C, H, W) and of black for x (B, C, H, W), and x's mean."""
+    return {
+        "psnr_mean_image": metrics.reconstruction(mean.expand_as(x), x)["psnr"],
+        "psnr_black": metrics.reconstruction(torch.zeros_like(x), x)["psnr"],
+        "brightness_images": x.mean((1, 2, 3)),
+    }
 
 
 def _figures(run: OpenedRun, rows: np.ndarray) -> dict[str, Any]:

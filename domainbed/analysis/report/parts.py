@@ -194,7 +194,8 @@ def _sprite(run: OpenedRun, rows: np.ndarray, columns: int) -> str:
     """Return all thumbnails side by side, row by row, as a data URI."""
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
     sprite = Image.new("RGB", (columns * size[0], -(-len(rows) // columns) * size[1]), "white")
-    for index, pixels in enumerate(run.pixels(rows)):
+    for index in range(len(rows)):
+        pixels = run.pixels(rows[index : index + 1])[0]  # (C, H, W)
         _, height, width = pixels.shape
         scale = THUMBNAIL_PX / max(height, width)
         tile = to_image(pixels, (width, height)).resize(
