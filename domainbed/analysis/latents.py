@@ -213,7 +213,7 @@ def linear_probe(code: Tensor, labels: np.ndarray, groups: np.ndarray) -> np.nda
         mean, components = torch.zeros(x.shape[1]).numpy(), None
         if x.shape[1] > PROBE_COMPONENTS:
             mean = x[fitted].mean(0)
-            components = _axes(torch.from_numpy(x[fitted] - mean))[1][:PROBE_COMPONENTS].T.numpy()
+            components = principal_axes(torch.from_numpy(x[fitted] - mean))[1][:PROBE_COMPONENTS].T.numpy()
         read = [part - mean if components is None else (part - mean) @ components for part in (x[fitted], x[judged])]
         probe = linear_model.LogisticRegression(C=1.0, class_weight="balanced", max_iter=10_000, tol=1e-3)
         answers[judged] = probe.fit(read[0], labels[fitted]).predict(read[1])
@@ -254,7 +254,7 @@ def codebook_use(run: OpenedRun, chosen: dict[str, np.ndarray]) -> dict[str, Any
 
 def principal_components(code: Tensor) -> tuple[dict[str, Any], Tensor]:
     """Return the figures of a principal component analysis of (N, D), and the scores (N, <= 50) of its first ones."""
-    spread, axes = _axes(code)
+    spread, axes = principal_axes(code)
     share = spread.square() / spread.square().sum()
     reached = share.cumsum(0)
     figures = {
@@ -264,8 +264,8 @@ def principal_components(code: Tensor) -> tuple[dict[str, Any], Tensor]:
     return figures, code @ axes[:MAP_COMPONENTS].T
 
 
-def _axes(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values (r,) and principal axes (r, D), each pointing where its largest entry is positive."""
+def principal_axes(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values (r,) and axes (r, D) of codes (N, D) of mean 0; the largest entry of an axis is positive."""
     _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
     return spread, axes * largest.sign()

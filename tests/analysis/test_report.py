@@ -84,7 +84,7 @@ def test_a_collapsed_posterior_is_named(tmp_path: Path) -> None:
 
 def test_the_map_is_the_pca_of_scikit_learn_up_to_its_scale() -> None:
     run = opened()
-    found = parts.latent_map(run, None)
+    found = parts.latent_map(run)
     rows = np.concatenate(list(run.rows().values()))
     codes = run.compute(rows, lambda x, y: {"code": run.algorithm.encode(x)})["code"]
     expected = PCA(2).fit_transform(codes.double().numpy())
@@ -95,25 +95,16 @@ def test_the_map_is_the_pca_of_scikit_learn_up_to_its_scale() -> None:
     assert min(map(min, found["points"])) == 0 and max(map(max, found["points"])) == 1
 
 
-def test_a_map_that_latents_has_drawn_is_taken_as_it_is_and_thinned_where_it_is_large(monkeypatch) -> None:
-    run = opened()
-    given = {"rows": [3, 1, 2], "points": [[0, 0], [4, 1], [2, 2]], "kind": "UMAP"}
-    found = parts.latent_map(run, given)
-    assert found["kind"] == "UMAP" and found["points"] == [[0, 1], [1, 0.5], [0.5, 0]]
-    assert found["names"] == [str(run.images.names[row]) for row in (3, 1, 2)]
-    monkeypatch.setattr(parts, "MAP_IMAGES", 2)
-    assert len(parts.latent_map(run, given)["points"]) == 2
-
-
 def test_each_thumbnail_is_that_of_its_image() -> None:
     run = opened()
-    found = parts.latent_map(run, {"rows": list(range(20)), "points": np.random.rand(20, 2).tolist(), "kind": "any"})
+    found = parts.latent_map(run)
+    rows = np.concatenate(list(run.rows().values()))
     sprite = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["sprite"].partition(",")[2]))).convert("RGB"))
     tile = found["tile"]
-    for k in range(20):
+    for k in range(len(rows)):
         row, column = divmod(k, found["columns"])
         piece = sprite[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
-        mean = run.pixels(np.array([k]))[0].mean((1, 2)).numpy() * 255
+        mean = run.pixels(rows[k : k + 1])[0].mean((1, 2)).numpy() * 255
         assert np.abs(piece.mean((0, 1)) - mean).max() < 6
 
 
@@ -272,4 +263,4 @@ def test_codes_of_one_dimension_have_no_map() -> None:
     run = opened()
     run.algorithm.encode = lambda x: torch.zeros(len(x), 1)
     with pytest.raises(UserError, match="one dimension"):
-        parts.latent_map(run, None)
+        parts.latent_map(run)

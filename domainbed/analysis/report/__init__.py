@@ -265,9 +265,8 @@ def _model(
     which = html.paragraphs([opened.title])
     with tempfile.TemporaryDirectory() as folder:
         sections = parts.sections(opened, Path(folder), report)
-    given = next((one["figures"].get("map") for one in sections if one["name"] == "latents"), None)
     try:
-        data["map"][key] = parts.latent_map(opened, given)
+        data["map"][key] = parts.latent_map(opened)
         content.append(("map", "Map of the codes", which + html.latent_map(key, data["map"][key])))
     except UserError as error:
         left_out["map"] = str(error)

@@ -8,20 +8,19 @@ import importlib
 import io
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from domainbed.algorithms.base import Encoder
 from domainbed.algorithms.finished import find_targets
+from domainbed.analysis.latents import principal_axes
 from domainbed.analysis.opened import OpenedRun
 from domainbed.analysis.recorded import RecordedRun
 from domainbed.errors import UserError
-from domainbed.evaluator import NOISE_SEED
 from domainbed.reconstructions import to_image
 
 #: Sections, by the module of `domainbed.analysis` whose `analyse(run, folder)` makes them, in order.
@@ -128,13 +127,8 @@ def sections(run: OpenedRun, folder: Path, report: Callable[[str], None]) -> lis
     return found
 
 
-def latent_map(run: OpenedRun, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a plane in which images with similar codes lie close, and a thumbnail of each.
-
-    Args:
-        run: opened.
-        given: of `latents`, `rows` of the images and `points` (N, 2) with their `kind`; None: the first two principal
-            components of the codes of held-out images.
+def latent_map(run: OpenedRun) -> dict[str, Any]:
+    """Return the first two principal components of the codes of held-out images, and a thumbnail of each image.
 
     Returns:
         kind, points in [0, 1] (y downward), names, class and environment (indices), roles, classes, environments,
@@ -143,14 +137,7 @@ def latent_map(run: OpenedRun, given: Mapping[str, Any] | None) -> dict[str, Any
     Raises:
         UserError: the model gives no codes.
     """
-    if given is not None:
-        rows, points = np.asarray(given["rows"]), np.asarray(given["points"], dtype=float)
-        if len(rows) > MAP_IMAGES:
-            kept = np.sort(np.random.default_rng(NOISE_SEED).choice(len(rows), MAP_IMAGES, replace=False))
-            rows, points = rows[kept], points[kept]
-        kind = str(given["kind"])
-    else:
-        rows, points, kind = _principal_components(run)
+    rows, points, kind = _principal_components(run)
     images = run.images
     low, high = points.min(0), points.max(0)
     scaled = (points - low) / np.maximum(high - low, 1e-12)
@@ -182,12 +169,11 @@ def _principal_components(run: OpenedRun) -> tuple[np.ndarray, np.ndarray, str]:
     rows = np.concatenate(list(of_environments.values()))
     codes = run.compute(rows, lambda x, y: {"code": algorithm.encode(x)}, "codes")["code"].flatten(1).double()
     centred = codes - codes.mean(0)
-    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
-    if len(values) < 2:
+    spread, axes = principal_axes(centred)
+    if len(spread) < 2:
         raise UserError("the codes have one dimension, or there is one image: a map needs two of each")
-    signs = directions[:2].gather(1, directions[:2].abs().argmax(1, keepdim=True)).sign()  # (2, 1): a fixed orientation
-    share = (values[:2].square().sum() / values.square().sum().clamp(min=1e-300)).item()
-    return rows, (centred @ (directions[:2] * signs).T).numpy(), f"PCA, {share:.0%} of the variance"
+    share = (spread[:2].square().sum() / spread.square().sum().clamp(min=1e-300)).item()
+    return rows, (centred @ axes[:2].T).numpy(), f"PCA, {share:.0%} of the variance"
 
 
 def _sprite(run: OpenedRun, rows: np.ndarray, columns: int) -> str:
