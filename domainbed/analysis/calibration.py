@@ -71,8 +71,8 @@ def draw(path: Path, answers: Mapping[str, tuple[Tensor, Tensor]], title: str) -
     figure, axes = plots.new_figure(0.4 + 2.4 * columns, 0.5 + 2.6 * rows, rows, columns, sharex=True, sharey=True)
     panels: Any = np.atleast_1d(axes).ravel()
     for axis, (name, (probabilities, labels)) in zip(panels, answers.items(), strict=False):
-        confidence, answered = probabilities.max(1)
-        right = (answered == labels).float()
+        confidence, answered = probabilities.double().max(1)
+        right = (answered == labels).double()
         found = [one for one in of_equal_width(confidence) if len(one)]
         x, y = ([values[one].mean().item() for one in found] for values in (confidence, right))
         sizes = [len(one) / len(labels) for one in found]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from domainbed.algorithms.base import Hierarchical, LabelConditioned, Posterior
 from domainbed.analysis.opened import OpenedRun
+from domainbed.errors import UserError
 from domainbed.evaluator import NOISE_SEED
 from domainbed.objectives import gaussian
 
@@ -80,6 +81,9 @@ def read(run: OpenedRun, rows: np.ndarray) -> Codes:
 
     Args:
         rows: (N,) of the images. The algorithm is an `Encoder`.
+
+    Raises:
+        UserError: a code is not finite.
     """
     algorithm: Any = run.algorithm
     with_posterior = isinstance(algorithm, Posterior)
@@ -99,6 +103,10 @@ def read(run: OpenedRun, rows: np.ndarray) -> Codes:
 
     found = run.compute(rows, answer, "codes")
     code = found.pop("code")
+    if not code.isfinite().all():
+        raise UserError(
+            "some codes are not finite: nothing can be said of them. Try --precision float32, or another --checkpoint"
+        )
     if not with_posterior:
         return Codes(code, None)
     dims = algorithm.latent_dims if isinstance(algorithm, Hierarchical) else [code.shape[1]]

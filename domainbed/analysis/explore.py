@@ -265,11 +265,12 @@ def _duplicates(
 def tell_apart(
     table: Mapping[str, np.ndarray], environment: np.ndarray, samples: Sequence[Sample], names: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Return how well environments can be told apart by simple figures; None where there are not two with patients.
+    """Return how well environments can be told apart by simple figures; None where nothing can be said.
 
     A logistic regression on standardised figures, each environment of equal weight, is cross-validated with the images
     of a patient in one fold: by each of `FIGURE_SETS` and by all. One figure alone is judged by the area under the ROC
-    curve of the environment that it tells best from the others.
+    curve of the environment that it tells best from the others. Nothing can be said without two environments of two
+    groups of images each, and where colour and light are the same in all images.
 
     Args:
         table: (N,) figures by name, nan where one makes no sense.
@@ -301,6 +302,8 @@ def tell_apart(
             told[title] = _told_apart(values[:, varies], labels, groups, min(FOLDS, fewest)) | {
                 "figures": [name for name, kept in zip(members, varies, strict=True) if kept]
             }
+    if COLOUR not in told:  # all images have the same colours and light
+        return None
     single = {name: _single(table[name][rows], labels, shown) for name in sets[ALL]}
     return {
         "environments": shown,

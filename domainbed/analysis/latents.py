@@ -4,9 +4,9 @@
     found["class"]["probe"], found["posterior"]["active_units"], found["findings"]
 
 For class and for environment: how well their nearest neighbours, and a linear probe, name images (balanced accuracy;
-images of one patient never judge each other), and the silhouette, of all images alike. Of a posterior: the KL of each dimension and level, active
-units, mutual information (`codes.information`). Of a discrete code: which codes are used. What the dimensions draw is
-in `traverse`.
+images of one patient never judge each other), and the silhouette, of all images alike. Of a posterior: the KL of each
+dimension and level, active units, mutual information (`codes.information`). Of a discrete code: which codes are used.
+What the dimensions draw is in `traverse`.
 """
 
 import math
@@ -281,6 +281,9 @@ def draw_maps(
         rows: (N,) of the images. code: (N, D). components: (N, <= 50) scores.
     """
     manifold = require("sklearn.manifold", "analysis", "a map of codes")
+    if len(rows) < 3:
+        found["notes"].append(f"no maps: there are only {len(rows)} images")
+        return
     wanted: list[tuple[str, str, dict[str, Any]]] = []
     share = found["pca"]["explained_variance_ratio"]
     if "pca" in maps:

@@ -172,3 +172,12 @@ def test_one_environment_is_told_from_none() -> None:
     assert (
         explore.tell_apart(table(red=np.arange(4.0)), environment, patients(environment, np.arange(4)), ["a"]) is None
     )
+
+
+def test_environments_of_equal_colours_are_not_told_apart(tmp_path: Path) -> None:
+    for environment in "ab":
+        (tmp_path / "same" / environment / "x").mkdir(parents=True)
+        for index in range(6):
+            Image.new("RGB", (40, 40), (90, 90, 90)).save(tmp_path / "same" / environment / "x" / f"{index}.png")
+    found = explore.analyse(Folder(tmp_path / "same", Folder.HParams()), tmp_path)
+    assert found["shift"] is None and "shift.png" not in {one["file"] for one in found["pictures"]}

@@ -241,3 +241,15 @@ def test_what_an_algorithm_has_is_shown(cls, tmp_path: Path) -> None:
 def test_a_model_without_codes_is_refused_with_what_to_do(cls, others: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{cls.name} gives no code.*`layers` and `errors`.*{others}"):
         look(build(cls), tmp_path)
+
+
+def test_codes_that_are_not_finite_are_not_taken_for_equal_ones(tmp_path: Path) -> None:
+    run = planted.opened(build(AE, latent_dim=4))
+    run.algorithm.encode = lambda x: torch.full((len(x), 4), torch.nan)
+    with pytest.raises(UserError, match="not finite"):
+        latents.analyse(run, tmp_path)
+
+
+def test_two_images_have_no_map_and_it_is_said(tmp_path: Path) -> None:
+    found = latents.analyse(planted.opened(build(AE, latent_dim=4)), tmp_path, per_environment=1)
+    assert found["images"] == 2 and found["maps"] == {} and any("no maps" in note for note in found["notes"])

@@ -17,6 +17,7 @@ from PIL import Image
 
 from domainbed.algorithms.base import Encoder
 from domainbed.algorithms.finished import find_targets
+from domainbed.analysis.codes import read
 from domainbed.analysis.latents import principal_axes
 from domainbed.analysis.opened import OpenedRun
 from domainbed.analysis.recorded import RecordedRun
@@ -162,12 +163,11 @@ def latent_map(run: OpenedRun) -> dict[str, Any]:
 
 
 def _principal_components(run: OpenedRun) -> tuple[np.ndarray, np.ndarray, str]:
-    algorithm: Any = run.algorithm
-    if not isinstance(algorithm, Encoder):
+    if not isinstance(run.algorithm, Encoder):
         raise UserError(f"{run.config['algorithm']} gives no codes of images, so there is no map of them")
     of_environments = run.rows(per_environment=max(1, MAP_IMAGES // len(run.images.environments)))
     rows = np.concatenate(list(of_environments.values()))
-    codes = run.compute(rows, lambda x, y: {"code": algorithm.encode(x)}, "codes")["code"].flatten(1).double()
+    codes = read(run, rows).code.double()  # (N, D)
     centred = codes - codes.mean(0)
     spread, axes = principal_axes(centred)
     if len(spread) < 2:
