@@ -12,6 +12,24 @@ from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine
 
 
+def images_of(pixels: np.ndarray, environment: np.ndarray, labels: np.ndarray, **known: Any) -> Images:
+    """Return images, each of a patient of its own unless `groups` are known.
+
+    Args:
+        pixels: (N, H, W, C) uint8. environment, labels: (N,). known: of `Images`, at least environments,
+            classes and split.
+    """
+    numbers = np.arange(len(pixels))
+    made: dict[str, Any] = {
+        "ordinal": False, "groups": np.array([f"patient{one}" for one in numbers], dtype=object),
+        "names": np.array([f"image{one}.png" for one in numbers], dtype=object), "unreadable": [], "leaks": [],
+        "contents": [str(one) for one in numbers], "mask_classes": None, "masks": None, "mask_contents": [],
+    }  # fmt: skip
+    return Images(
+        rows=pixels, environment=environment.astype(np.int64), labels=labels.astype(np.int64), **(made | known)
+    )
+
+
 def images(
     pixels: np.ndarray, labels: np.ndarray, num_environments: int = 2, masks: np.ndarray | None = None
 ) -> Images:
@@ -24,27 +42,46 @@ def images(
     count = len(pixels)
     number = np.arange(count) // num_environments
     classes = [f"grade{k}" for k in range(labels.max() + 1)]
-    return Images(
+    return images_of(
+        pixels,
+        np.arange(count) % num_environments,
+        labels,
         environments=[f"camera{one}" for one in range(num_environments)],
         classes=classes,
         ordinal=bool(classes),
-        rows=pixels,
-        environment=np.arange(count) % num_environments,
-        labels=labels.astype(np.int64),
         split=np.where(number < 0.75 * count / num_environments, "train", "val"),
-        groups=np.array([f"patient{one}" for one in range(count)], dtype=object),
-        names=np.array([f"image{one}.png" for one in range(count)], dtype=object),
-        unreadable=[],
-        leaks=[],
-        contents=[str(one) for one in range(count)],
         mask_classes=None if masks is None else MaskClasses(("background", "disc"), True),
         masks=masks,
-        mask_contents=[],
     )
 
 
-def opened(algorithm: Any, of: Images, sources: tuple[int, ...] = (0,), **config: Any) -> OpenedRun:
-    """Return a run of an algorithm on images, the environments but for `sources` being its target."""
+def graded(per_cell: int = 12, side: int = 32) -> Images:
+    """Return images whose grade is the brightness and whose environment is the colour, two of each patient.
+
+    Args:
+        per_cell: images of each of three grades in each of two environments. side: in px.
+    """
+    generator = np.random.default_rng(0)
+    cells = [(environment, label) for environment in (0, 1) for label in (0, 1, 2) for _ in range(per_cell)]
+    environment, labels = np.array(cells, dtype=np.int64).T
+    pixels = generator.integers(0, 30, (len(cells), side, side, 3)) + 60 * labels[:, None, None, None]
+    pixels[..., 0] += 60 * environment[:, None, None]
+    numbers = np.arange(len(cells))
+    return images_of(
+        pixels.astype(np.uint8),
+        environment,
+        labels,
+        environments=["first", "second"],
+        classes=["dark", "middle", "bright"],
+        ordinal=True,
+        split=np.where(numbers % 4 < 2, "train", "val"),
+        groups=np.array([f"patient {number // 2}" for number in numbers], dtype=object),
+    )
+
+
+def opened(algorithm: Any, of: Images | None = None, sources: tuple[int, ...] = (0,), **config: Any) -> OpenedRun:
+    """Return a run of an algorithm on images (`graded` ones), the environments but for `sources` being its target."""
+    of = graded() if of is None else of
     torch.manual_seed(0)
     engine = Engine("cpu", "float32")
     engine.prepare(algorithm.eval())
@@ -55,7 +92,7 @@ def opened(algorithm: Any, of: Images, sources: tuple[int, ...] = (0,), **config
         "step": int(algorithm.step), "input_shape": list(of.input_shape), "classes": of.target_classes,
     }  # fmt: skip
     settings = {
-        "algorithm": name, "dataset": "made", "eval_batch_size": 7, "steps": 10, "datasets": {"made": {}},
+        "algorithm": name, "dataset": "DR", "eval_batch_size": 7, "steps": 10, "datasets": {"DR": {}},
         "algorithms": {name: algorithm.hparams.model_dump(mode="json")},
     }  # fmt: skip
     return OpenedRun(Path("made.safetensors"), settings | config, meta, algorithm, engine, of, "best")

@@ -2,8 +2,8 @@
 
 import math
 
+import in_memory
 import numpy as np
-import planted
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -76,7 +76,7 @@ def test_units_are_active_by_the_variance_of_their_means() -> None:
 
 
 def test_codes_of_a_run_are_its_posterior() -> None:
-    run = planted.opened(build(VAE, latent_dim=5))
+    run = in_memory.opened(build(VAE, latent_dim=5))
     rows = np.arange(40)  # more than a batch
     found = codes.read(run, rows)
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_codes_of_a_run_are_its_posterior() -> None:
 
 @pytest.mark.parametrize("mode, image_level", [("bottom_up", 0), ("ladder", 1)])
 def test_each_level_of_a_hierarchy_has_its_own_prior(mode: str, image_level: int) -> None:
-    run = planted.opened(build(HVAE, latent_dims=[6, 3], encoder_hidden_dims=[4, 8], mode=mode))
+    run = in_memory.opened(build(HVAE, latent_dims=[6, 3], encoder_hidden_dims=[4, 8], mode=mode))
     rows = np.arange(36)
     posterior = codes.read(run, rows).posterior
     assert posterior.latent_dims == [6, 3] and posterior.image_level == image_level
@@ -104,14 +104,14 @@ def test_each_level_of_a_hierarchy_has_its_own_prior(mode: str, image_level: int
 
 def test_the_marginal_kl_is_left_out_where_the_prior_of_a_level_is_another_level() -> None:
     for mode, there in (("bottom_up", False), ("ladder", True)):
-        run = planted.opened(build(HVAE, latent_dims=[6, 3], encoder_hidden_dims=[4, 8], mode=mode))
+        run = in_memory.opened(build(HVAE, latent_dims=[6, 3], encoder_hidden_dims=[4, 8], mode=mode))
         found = codes.information(codes.read(run, np.arange(20)).posterior)
         assert (found["marginal_kl_nats"] is not None) is there
 
 
 @pytest.mark.parametrize("conditioning", ["prior", "decoder", "posterior"])
 def test_a_label_that_is_told_is_in_the_posterior_and_not_in_the_code(conditioning: str) -> None:
-    run = planted.opened(build(CVAE, conditioning=conditioning, latent_dim=4, width=4))
+    run = in_memory.opened(build(CVAE, conditioning=conditioning, latent_dim=4, width=4))
     rows = np.arange(20)
     found = codes.read(run, rows)
     x, y = run.pixels(rows), torch.from_numpy(run.images.labels[rows])

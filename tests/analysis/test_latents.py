@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import in_memory
 import numpy as np
-import planted
 import pytest
 import torch
 from sklearn.decomposition import PCA
@@ -120,7 +120,7 @@ class Grids:
 
 
 def test_use_of_a_codebook() -> None:
-    run = planted.opened(build(VAE, latent_dim=2))
+    run = in_memory.opened(build(VAE, latent_dim=2))
     run.algorithm.codes, run.algorithm.num_codes, run.algorithm.grid = Grids().codes, 8, (2, 2)
     use = latents.codebook_use(run, {"dark alone": np.arange(12), "all": np.arange(36)})
     assert use["environments"]["dark alone"]["used"] == 2
@@ -132,7 +132,7 @@ def test_use_of_a_codebook() -> None:
 
 def look(algorithm, folder: Path, **options):
     options = {"maps": ("pca",), **options}
-    return latents.analyse(planted.opened(algorithm, per_cell=20), folder, **options)
+    return latents.analyse(in_memory.opened(algorithm, in_memory.graded(20)), folder, **options)
 
 
 def test_a_run_from_images_to_pictures(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_codebook_that_is_hardly_used_is_named() -> None:
 
 
 def test_a_code_without_the_class_is_named(tmp_path: Path) -> None:
-    run = planted.opened(build(AE, latent_dim=6), per_cell=20)
+    run = in_memory.opened(build(AE, latent_dim=6), in_memory.graded(20))
     run.algorithm.encode = lambda x: x.mean((2, 3))
     run.images.labels = np.random.default_rng(0).permutation(run.images.labels)
     found = latents.analyse(run, tmp_path, maps=())
@@ -220,7 +220,7 @@ def test_a_code_without_the_class_is_named(tmp_path: Path) -> None:
 
 
 def test_images_without_labels_are_mapped_by_environment_alone(tmp_path: Path) -> None:
-    run = planted.opened(build(AE, latent_dim=6))
+    run = in_memory.opened(build(AE, latent_dim=6))
     run.images.classes = []
     found = latents.analyse(run, tmp_path, maps=("pca",))
     assert found["class"] is None and found["environment"] and found["pictures"][0]["title"].endswith("by environment")
@@ -244,12 +244,12 @@ def test_a_model_without_codes_is_refused_with_what_to_do(cls, others: str, tmp_
 
 
 def test_codes_that_are_not_finite_are_not_taken_for_equal_ones(tmp_path: Path) -> None:
-    run = planted.opened(build(AE, latent_dim=4))
+    run = in_memory.opened(build(AE, latent_dim=4))
     run.algorithm.encode = lambda x: torch.full((len(x), 4), torch.nan)
     with pytest.raises(UserError, match="not finite"):
         latents.analyse(run, tmp_path)
 
 
 def test_two_images_have_no_map_and_it_is_said(tmp_path: Path) -> None:
-    found = latents.analyse(planted.opened(build(AE, latent_dim=4)), tmp_path, per_environment=1)
+    found = latents.analyse(in_memory.opened(build(AE, latent_dim=4)), tmp_path, per_environment=1)
     assert found["images"] == 2 and found["maps"] == {} and any("no maps" in note for note in found["notes"])

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import in_memory
 import numpy as np
-import planted
 import pytest
 import torch
 from PIL import Image
@@ -40,7 +40,7 @@ def brightness_alone(run: OpenedRun) -> list[torch.Tensor]:
 
 
 def test_a_dimension_changes_the_image_as_the_decoder_says(tmp_path: Path) -> None:
-    run = planted.opened(build(VAE, latent_dim=4))
+    run = in_memory.opened(build(VAE, latent_dim=4))
     brightness_alone(run)
     found = traverse.analyse(run, tmp_path, dimensions=4, components=2)
     by_dimension = {one["dimension"]: one for one in found["dimensions"]}
@@ -52,7 +52,7 @@ def test_a_dimension_changes_the_image_as_the_decoder_says(tmp_path: Path) -> No
 
 
 def test_one_dimension_moves_and_the_others_stay_as_the_image_has_them(tmp_path: Path) -> None:
-    run = planted.opened(build(VAE, latent_dim=4))
+    run = in_memory.opened(build(VAE, latent_dim=4))
     shown = brightness_alone(run)
     space = traverse.CodeSpace(run, np.arange(72))
     found = {"dimensions": space.describe(4), "pictures": []}
@@ -68,7 +68,7 @@ def test_one_dimension_moves_and_the_others_stay_as_the_image_has_them(tmp_path:
 
 
 def test_sigma_is_that_of_all_posteriors_together() -> None:
-    run = planted.opened(build(VAE, latent_dim=4))
+    run = in_memory.opened(build(VAE, latent_dim=4))
     rows = np.arange(72)
     space = traverse.CodeSpace(run, rows)
     with torch.no_grad():
@@ -79,10 +79,10 @@ def test_sigma_is_that_of_all_posteriors_together() -> None:
 
 
 def test_dimensions_come_by_kl_and_without_a_posterior_by_variance() -> None:
-    described = traverse.CodeSpace(planted.opened(build(VAE, latent_dim=6)), np.arange(72)).describe(3)
+    described = traverse.CodeSpace(in_memory.opened(build(VAE, latent_dim=6)), np.arange(72)).describe(3)
     kl = [one["kl_nats"] for one in described]
     assert len(kl) == 3 and kl == sorted(kl, reverse=True)
-    described = traverse.CodeSpace(planted.opened(build(AE, latent_dim=6)), np.arange(72)).describe(6)
+    described = traverse.CodeSpace(in_memory.opened(build(AE, latent_dim=6)), np.arange(72)).describe(6)
     sigma = [one["sigma"] for one in described]
     assert sigma == sorted(sigma, reverse=True) and {one["kl_nats"] for one in described} == {None}
 
@@ -91,7 +91,7 @@ def test_a_hierarchy_is_traversed_level_by_level(tmp_path: Path) -> None:
     algorithm = build(HVAE, latent_dims=[6, 3], encoder_hidden_dims=[4, 8], mode="ladder")
     for parameter in algorithm.hierarchy.priors[0].layers[-1].parameters():
         torch.nn.init.zeros_(parameter)  # z_1 does not depend on z_2
-    found = traverse.analyse(planted.opened(algorithm), tmp_path, dimensions=2, components=2)
+    found = traverse.analyse(in_memory.opened(algorithm), tmp_path, dimensions=2, components=2)
     assert [one["level"] for one in found["dimensions"]] == [1, 1, 2, 2]
     assert [one["dimension"] < 6 for one in found["dimensions"]] == [True, True, False, False]
     assert [one["image_change"] > 0 for one in found["dimensions"]] == [True, True, False, False]
@@ -99,13 +99,13 @@ def test_a_hierarchy_is_traversed_level_by_level(tmp_path: Path) -> None:
 
 
 def test_anchors_begin_with_the_target_and_differ() -> None:
-    run = planted.opened(build(AE, latent_dim=2))
+    run = in_memory.opened(build(AE, latent_dim=2))
     rows = traverse.anchors(run, run.rows("held-out"), 4)
     assert [int(run.images.environment[row]) for row in rows] == [1, 0, 1, 0] and len(set(rows)) == 4
 
 
 def test_interpolations_end_at_the_reconstructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = planted.opened(build(AE, latent_dim=4))
+    run = in_memory.opened(build(AE, latent_dim=4))
     sheets = []
     monkeypatch.setattr(
         traverse.reconstructions, "sheet", lambda rows, *rest: sheets.append(rows) or Image.new("L", (1, 1))
@@ -122,7 +122,7 @@ def test_interpolations_end_at_the_reconstructions(tmp_path: Path, monkeypatch: 
 
 
 def test_a_mixture_draws_where_the_codes_are(tmp_path: Path) -> None:
-    run = planted.opened(build(AE, latent_dim=3), per_cell=40)
+    run = in_memory.opened(build(AE, latent_dim=3), in_memory.graded(40))
     run.algorithm.encode = lambda x: x.mean((2, 3))  # brightness and colour: three clusters of the training images
     drawn = []
     run.algorithm.decode = lambda z: drawn.append(z) or torch.zeros(len(z), 3, 32, 32)
@@ -139,11 +139,11 @@ def test_a_mixture_draws_where_the_codes_are(tmp_path: Path) -> None:
 
 def test_labels_are_told_and_drawn_under_each(tmp_path: Path) -> None:
     algorithm = build(CVAE, conditioning="decoder", latent_dim=4, width=4)
-    found = traverse.analyse(planted.opened(algorithm), tmp_path, dimensions=2)
+    found = traverse.analyse(in_memory.opened(algorithm), tmp_path, dimensions=2)
     assert (tmp_path / "samples_per_label.png").is_file() and found["mixture"] is None
     assert found["label_change"] > 0
     torch.nn.init.zeros_(algorithm.embedding.weight)
-    found = traverse.analyse(planted.opened(algorithm), tmp_path, dimensions=2)
+    found = traverse.analyse(in_memory.opened(algorithm), tmp_path, dimensions=2)
     assert found["label_change"] == pytest.approx(0, abs=1e-6)
     assert any("NOT LISTEN TO THE LABEL" in one for one in found["findings"])
 
@@ -151,12 +151,12 @@ def test_labels_are_told_and_drawn_under_each(tmp_path: Path) -> None:
 def test_a_collapsed_posterior_is_named(tmp_path: Path) -> None:
     algorithm = build(VAE, latent_dim=4)
     torch.nn.init.zeros_(algorithm.to_posterior.weight)
-    found = traverse.analyse(planted.opened(algorithm), tmp_path, dimensions=2, components=2)
+    found = traverse.analyse(in_memory.opened(algorithm), tmp_path, dimensions=2, components=2)
     assert found["findings"][0].startswith("POSTERIOR COLLAPSE")
 
 
 def test_a_decoder_that_does_not_listen_is_named(tmp_path: Path) -> None:
-    run = planted.opened(build(AE, latent_dim=4))
+    run = in_memory.opened(build(AE, latent_dim=4))
     run.algorithm.decode = lambda z: torch.full((len(z), 3, 32, 32), 0.5)
     found = traverse.analyse(run, tmp_path, dimensions=2, components=2)
     assert any("NOT LISTEN TO THE CODE" in one for one in found["findings"])
@@ -164,14 +164,14 @@ def test_a_decoder_that_does_not_listen_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cls, pictures", [(VQVAE, ["interpolations.png"]), (CodePrior, ["samples.png"])])
 def test_what_an_algorithm_can_do_is_shown(cls, pictures: list[str], tmp_path: Path) -> None:
-    found = traverse.analyse(planted.opened(build(cls)), tmp_path)
+    found = traverse.analyse(in_memory.opened(build(cls)), tmp_path)
     assert [one["file"] for one in found["pictures"]] == pictures and not found["dimensions"]
 
 
 @pytest.mark.parametrize("cls, others", [(ERM, "`latents`, `layers`"), (LatentClassifier, "traverse. `layers`")])
 def test_a_model_that_draws_nothing_is_refused_with_what_to_do(cls, others: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{cls.name} draws no images.*{others}"):
-        traverse.analyse(planted.opened(build(cls)), tmp_path)
+        traverse.analyse(in_memory.opened(build(cls)), tmp_path)
 
 
 # --- known factors ---
@@ -232,7 +232,7 @@ def test_chance_is_taken_off() -> None:
 
 
 def test_factors_of_a_data_set_belong_to_its_images(tmp_path: Path) -> None:
-    run = planted.opened(build(ERM), dataset="SyntheticFundus", data_dir=None, datasets={"SyntheticFundus": SETTINGS})
+    run = in_memory.opened(build(ERM), dataset="SyntheticFundus", data_dir=None, datasets={"SyntheticFundus": SETTINGS})
     names = [f"{camera}/{index}" for camera in ("round45", "wide50") for index in range(30)]
     run.images.names = np.array([*names, *names[:12]], dtype=object)
     dataset = SyntheticFundus(None, SyntheticFundus.HParams(**SETTINGS))
@@ -244,12 +244,12 @@ def test_factors_of_a_data_set_belong_to_its_images(tmp_path: Path) -> None:
     }
     found = traverse.analyse(run, tmp_path)
     assert (tmp_path / "factors.png").is_file() and found["dimensions"][0]["image_change"] is None
-    assert traverse.known_factors(planted.opened(build(ERM))) is None
+    assert traverse.known_factors(in_memory.opened(build(ERM))) is None
 
 
 def test_a_label_that_is_told_is_no_factor_that_the_code_follows(tmp_path: Path) -> None:
     algorithm = build(CVAE, conditioning="posterior", latent_dim=4, width=4)
-    run = planted.opened(algorithm)
+    run = in_memory.opened(algorithm)
     torch.nn.init.normal_(algorithm.embedding.weight, std=100.0)
     run.images.labels = np.random.default_rng(0).permutation(run.images.labels)
     rows = np.arange(72)
