@@ -301,7 +301,7 @@ def _draw_confusions(run: OpenedRun, folder: Path, environments: Mapping[str, An
     for name, one in environments.items():
         file = f"confusion_{name}.png"
         title = f"{run.config['algorithm']} · {run.run_name} · {name} ({one['role']})"
-        classification_report.picture(run.classes, one["metrics"]["confusion"], title).save(folder / file)
+        plots.save_image(classification_report.picture(run.classes, one["metrics"]["confusion"], title), folder / file)
         counts = np.array(one["metrics"]["confusion"])
         np.fill_diagonal(counts, 0)
         true, answer = np.unravel_index(counts.argmax(), counts.shape)
@@ -409,7 +409,8 @@ def _draw_masks(
         target = run.images.targets(rows, run.images.planes(rows))
         file = f"masks_{name}.png"
         heading = f"{run.title} · {name} ({run.roles(answers[name].rows)})"
-        mask_panel(run.pixels(rows), logits, target, run.images.target_classes, heading).save(folder / file)
+        picture = mask_panel(run.pixels(rows), logits, target, run.images.target_classes, heading)
+        plots.save_image(picture, folder / file)
         pictures.append(
             {
                 "file": file,

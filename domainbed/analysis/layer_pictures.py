@@ -139,14 +139,14 @@ def draw_before_and_after(run: OpenedRun, before: OpenedRun | None, folder: Path
     segments = isinstance(run.algorithm, Segmenter) and run.images.masks is not None
     if before is None or not (segments or isinstance(run.algorithm, Reconstructor)):
         return []
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = [run.images.environments[run.images.environment[row]] for row in rows]
     if segments:
         logits = [_segmented(one, rows) for one in (before, run)]
         target = run.images.targets(rows, run.images.planes(rows))
         for when, answer in zip(("before", "after"), logits, strict=True):
             title = f"{run.title} · {when} training"
-            mask_panel(x, answer, target, run.images.target_classes, title).save(folder / f"masks_{when}.png")
+            picture = mask_panel(x, answer, target, run.images.target_classes, title)
+            plots.save_image(picture, folder / f"masks_{when}.png")
         dice = [metrics.segmentation(metrics.count_pixels(one, target))["dice_dataset"] or 0.0 for one in logits]
         return [
             {
@@ -159,7 +159,7 @@ def draw_before_and_after(run: OpenedRun, before: OpenedRun | None, folder: Path
         ]
     made = [_reconstructed(one, rows) for one in (before, run)]
     tiles = {"input": x, "before training": made[0], "after": made[1]}
-    sheet(tiles, names, f"{run.title} · before and after training").save(path)
+    plots.save_image(sheet(tiles, names, f"{run.title} · before and after training"), path)
     psnr = [metrics.reconstruction(one, x)["psnr"].mean().item() for one in made]
     return [
         {
@@ -189,7 +189,6 @@ def draw_maps(run: OpenedRun, folder: Path, layers: Sequence[Layer], rows: np.nd
     found = run.compute(rows, lambda x, y: outputs(run.algorithm, x, y, names))
     made = [_reconstructed(run, rows)] if isinstance(run.algorithm, Reconstructor) else []
     pictures = []
-    folder.mkdir(parents=True, exist_ok=True)
     for number, row in enumerate(rows):
         first = [run.pixels(np.array([row])), *(one[number : number + 1] for one in made)]
         resized = [_resized(tile.expand(-1, 3, -1, -1)) for tile in first]
@@ -200,7 +199,7 @@ def draw_maps(run: OpenedRun, folder: Path, layers: Sequence[Layer], rows: np.nd
             tiles[label] = channel_maps(found[layer.name][number], max_channels, resized[0].shape[-2:])
         image = str(run.images.names[row])
         name = f"activations_{number + 1}.png"
-        sheet(tiles, [""] * max_channels, f"{run.title} · {image}").save(folder / name)
+        plots.save_image(sheet(tiles, [""] * max_channels, f"{run.title} · {image}"), folder / name)
         pictures.append(
             {
                 "file": name,

@@ -10,6 +10,8 @@ Sheets of images are drawn by `reconstructions.sheet`.
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from domainbed.analysis.extras import require
 from domainbed.errors import explain_os_errors
 
@@ -65,6 +67,17 @@ def save(figure: Any, path: Path) -> None:
     with explain_os_errors(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
+
+
+def save_image(picture: Image.Image, path: Path) -> None:
+    """Write a sheet of images, such as those of `reconstructions`, in the format of the suffix.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written.
+    """
+    with explain_os_errors(f"writing {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
 
 
 def colour(index: int) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from domainbed import reconstructions
@@ -23,7 +22,7 @@ from domainbed.analysis import plots
 from domainbed.analysis.extras import require
 from domainbed.analysis.opened import OpenedRun, dataset_of
 from domainbed.datasets.base import KnownFactors
-from domainbed.errors import UserError, explain_os_errors
+from domainbed.errors import UserError
 from domainbed.evaluator import NOISE_SEED
 from domainbed.registry import DATASETS
 
@@ -237,7 +236,7 @@ def traverse(run: OpenedRun, found: dict[str, Any], space: CodeSpace, row: int, 
         of_level = f" of level {number}" if len(space.levels) > 1 else ""
         steps = [f"{step:+g} sigma" if step else "mean" for step in STEPS_SIGMA]
         title = f"{run.title} · {name_of(run, row)} · left the image, above what its code{of_level} draws"
-        write(reconstructions.sheet(tiles, ["", *steps, "where"], title), folder / file)
+        plots.save_image(reconstructions.sheet(tiles, ["", *steps, "where"], title), folder / file)
         below = " Levels below follow by the mean of their prior; those above change nothing." if is_level else ""
         strongest = max(described, key=lambda one: one["changes"][-1])
         found["pictures"].append(
@@ -290,7 +289,9 @@ def interpolate(run: OpenedRun, found: dict[str, Any], chosen: Mapping[str, np.n
         drawn = decode(run, torch.lerp(z[2 * index], z[2 * index + 1], share), int(run.images.labels[start]))
         tiles[name] = torch.cat([x[2 * index, None], drawn, x[2 * index + 1, None]])
     labels = ["image", *(f"{one:.0%}" for one in SHARES), "image"]
-    write(reconstructions.sheet(tiles, labels, f"{run.title} · between two codes"), folder / "interpolations.png")
+    plots.save_image(
+        reconstructions.sheet(tiles, labels, f"{run.title} · between two codes"), folder / "interpolations.png"
+    )
     same_class = " Both images of a pair have the same label, and so has what lies between." if told else ""
     found["pictures"].append(
         {
@@ -324,7 +325,7 @@ def draw_samples(run: OpenedRun, found: dict[str, Any], components: int | None, 
         if drawn is not None:
             add("mixture", drawn)
     if tiles:
-        write(
+        plots.save_image(
             reconstructions.sheet(tiles, [""] * NUM_SAMPLES, f"{run.title} · drawn, not reconstructed"),
             folder / "samples.png",
         )
@@ -348,7 +349,7 @@ def draw_samples(run: OpenedRun, found: dict[str, Any], components: int | None, 
         spread = torch.stack([*by_label.values()])  # (K, 8, C, H, W)
         change = (spread - spread.mean(0)).abs()
         title = f"{run.title} · drawn under each label, a column has the same noise"
-        write(reconstructions.sheet(by_label, [""] * NUM_SAMPLES, title), folder / "samples_per_label.png")
+        plots.save_image(reconstructions.sheet(by_label, [""] * NUM_SAMPLES, title), folder / "samples_per_label.png")
         found |= {"label_change": change.mean().item(), "largest_label_change": change.max().item()}
         found["pictures"].append(
             {
@@ -397,13 +398,6 @@ def from_mixture(run: OpenedRun, found: dict[str, Any], components: int, count: 
     found["mixture"] = {"components": components, "covariance": best.covariance_type, "images": len(fitted)}
     drawn = best.sample(count)[0][np.random.default_rng(NOISE_SEED).permutation(count)]
     return decode(run, torch.from_numpy(drawn))
-
-
-def write(picture: Image.Image, path: Path) -> None:
-    """Write a sheet of images as a PNG."""
-    with explain_os_errors(f"writing {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
 
 
 # --- known factors ---
