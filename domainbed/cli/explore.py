@@ -181,7 +181,7 @@ def apart(found: Found) -> list[str]:
     """How well environments are told apart, by which figures."""
     shift = found["shift"]
     if shift is None:
-        return ["distance of environments: no two have two patients or more, or all look alike"]
+        return ["distance of environments: there are no two with two patients or more, or all look alike"]
     rows = [
         [
             title,
