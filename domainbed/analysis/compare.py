@@ -91,7 +91,7 @@ def analyse(runs: Sequence[RecordedRun], folder: Path) -> dict[str, Any]:
         "tables": tables(runs, labels, metrics),
         "averages": averages(runs, labels, metrics),
         "differences": judged,
-        "rate_distortion": rate_distortion(runs, labels),
+        "rate_distortion": rate_distortion(runs, labels, images),
     }  # fmt: skip
     found["pictures"] = _draw(found, folder)
     return found
@@ -437,8 +437,12 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def rate_distortion(runs: Sequence[RecordedRun], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what each run pays and gets for its beta, of the main protocol; nothing unless betas differ.
+def rate_distortion(
+    runs: Sequence[RecordedRun], labels: Sequence[str], images: Sequence[Mapping[tuple[str, str], str]]
+) -> list[dict[str, Any]]:
+    """Return what each run pays and gets for its beta, of the main protocol.
+
+    Nothing unless betas differ, and all runs leave out the same environments and hold out the same images.
 
     The rate is the KL in nats of held-out images of the environments trained on, the distortion their mean squared
     error, which no likelihood defines (Alemi et al. 2018 plot both in nats, which asks for one likelihood).
@@ -447,6 +451,8 @@ def rate_distortion(runs: Sequence[RecordedRun], labels: Sequence[str]) -> list[
         run, beta, series (runs of one series differ in beta alone), and for "sources" and, where there is one,
         "target": kl and mse, each with mean and sd over seeds.
     """
+    if any({*targets_of(run)} != {*targets_of(runs[0])} for run in runs) or any(one != images[0] for one in images):
+        return []
     found = []
     differ = comparable.differing(list(runs))
     weights = ("beta", "loss_multiplier_kl")
@@ -505,7 +511,8 @@ def _draw(found: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
         pictures.append({
             "file": "rate_distortion.png",
             "title": "What beta buys: rate against distortion",
-            "caption": "KL and mean squared error of held-out images, a point per run with its beta: from "
+            "caption": "KL and mean squared error of held-out images, of the checkpoint that each run chose "
+            f"({BEST}), a point per run with its beta: from "
             f"{low['sources']['kl']['mean']:.3g} nats and an error of {low['sources']['mse']['mean']:.3g} at beta "
             f"{low['beta']:.3g} to {high['sources']['kl']['mean']:.3g} nats and "
             f"{high['sources']['mse']['mean']:.3g} at beta {high['beta']:.3g}. Lines join runs that "

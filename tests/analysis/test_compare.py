@@ -230,6 +230,23 @@ def test_rate_against_distortion_joins_runs_that_differ_in_beta_alone(tmp_path: 
     assert not analyse(read(tmp_path / "a", run("c", 4.0)), tmp_path / "out")["rate_distortion"]
 
 
+def test_runs_that_hold_out_other_images_are_not_put_on_one_line_of_rate_and_distortion(tmp_path: Path) -> None:
+    weights = {"beta": 1.0, "capacity": None}
+    seen = {"KLD_nats": 1.0, "mse": 0.5}
+
+    def run(name: str, beta: float, target: str = "x", content: str = "") -> Path:
+        return plant(
+            tmp_path / name, {(0, target): seen}, algorithm="VAE", hparams={"beta": beta},
+            weights=weights | {"beta": beta}, sources=seen, content=content,
+        )  # fmt: skip
+
+    first = run("first", 1.0)
+    for other, drawn in (
+        (run("same", 2.0), True), (run("target", 2.0, "y"), False), (run("images", 2.0, "x", "b"), False),
+    ):  # fmt: skip
+        assert bool(analyse(read(first, other), tmp_path / "out")["rate_distortion"]) == drawn
+
+
 def test_eight_runs_have_a_legend_that_stays_inside_the_picture(tmp_path: Path) -> None:
     from PIL import Image
 
