@@ -21,6 +21,7 @@ from planted_runs import plant
 from report_runs import EVIL, opened, with_pictures
 from sklearn.decomposition import PCA
 
+from domainbed.analysis import latents
 from domainbed.analysis.recorded import RecordedRun
 from domainbed.analysis.report import html, parts, words, write
 from domainbed.errors import UserError
@@ -93,6 +94,19 @@ def test_the_map_is_the_pca_of_scikit_learn_up_to_its_scale() -> None:
         assert abs(np.corrcoef(drawn[:, axis], expected[:, axis])[0, 1]) == pytest.approx(1, abs=1e-5)
     assert found["names"] == [str(run.images.names[row]) for row in rows]
     assert min(map(min, found["points"])) == 0 and max(map(max, found["points"])) == 1
+
+
+def test_the_map_that_latents_drew_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = opened()
+    drawn = latents.analyse(run, tmp_path, maps=("tsne",), perplexities=(5,))["map"]
+    found = parts.latent_map(run, drawn)
+    assert found["kind"] == "t-SNE, perplexity 5" and len(found["points"]) == 40
+    shown = np.array(found["points"]) * [1, -1]
+    for axis in range(2):
+        assert np.corrcoef(shown[:, axis], np.array(drawn["points"])[:, axis])[0, 1] == pytest.approx(1, abs=1e-4)
+    monkeypatch.setattr(parts, "MAP_IMAGES", 10)
+    few = parts.latent_map(run, drawn)
+    assert len(few["names"]) == 10 and set(few["names"]) <= set(found["names"])
 
 
 def test_each_thumbnail_is_that_of_its_image() -> None:

@@ -266,7 +266,8 @@ def _model(
     with tempfile.TemporaryDirectory() as folder:
         sections = parts.sections(opened, Path(folder), report)
     try:
-        data["map"][key] = parts.latent_map(opened)
+        drawn = next((one["figures"].get("map") for one in sections if one["name"] == "latents"), None)
+        data["map"][key] = parts.latent_map(opened, drawn)
         content.append(("map", "Map of the codes", which + html.latent_map(key, data["map"][key])))
     except UserError as error:
         left_out["map"] = str(error)

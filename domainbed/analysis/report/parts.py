@@ -8,7 +8,7 @@ import importlib
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from domainbed.analysis.latents import principal_axes
 from domainbed.analysis.opened import OpenedRun
 from domainbed.analysis.recorded import RecordedRun
 from domainbed.errors import UserError
+from domainbed.evaluator import NOISE_SEED
 from domainbed.reconstructions import to_image
 
 #: Sections, by the module of `domainbed.analysis` whose `analyse(run, folder)` makes them, in order.
@@ -128,8 +129,12 @@ def sections(run: OpenedRun, folder: Path, report: Callable[[str], None]) -> lis
     return found
 
 
-def latent_map(run: OpenedRun) -> dict[str, Any]:
-    """Return the first two principal components of the codes of held-out images, and a thumbnail of each image.
+def latent_map(run: OpenedRun, drawn: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a map of the codes of held-out images, and a thumbnail of each image.
+
+    Args:
+        run: opened.
+        drawn: the `map` of `latents`; without it, it is the first two principal components.
 
     Returns:
         kind, points in [0, 1] (y downward), names, class and environment (indices), roles, classes, environments,
@@ -138,7 +143,12 @@ def latent_map(run: OpenedRun) -> dict[str, Any]:
     Raises:
         UserError: the model gives no codes.
     """
-    rows, points, kind = _principal_components(run)
+    if drawn is not None:
+        rows, points, kind = np.asarray(drawn["rows"]), np.asarray(drawn["points"]), drawn["kind"]
+        some = np.random.default_rng(NOISE_SEED).permutation(len(rows))[:MAP_IMAGES]
+        rows, points = rows[np.sort(some)], points[np.sort(some)]
+    else:
+        rows, points, kind = _principal_components(run)
     images = run.images
     low, high = points.min(0), points.max(0)
     scaled = (points - low) / np.maximum(high - low, 1e-12)
