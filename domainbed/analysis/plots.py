@@ -59,11 +59,18 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as a PNG.
+    """Write a figure as a PNG. Names stand as they are, even where one holds two `$`, which matplotlib takes for a formula.
 
     Raises:
         UserError: the disk is full or the folder can't be written.
     """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() != "linear"):
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+            tick.label1.set_parse_math(True)  # powers of ten are formulas
     with explain_os_errors(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
