@@ -5,6 +5,11 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+_NO_FOLDER = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG,
+    errno.EEXIST, errno.EISDIR,  # a file where a folder should be, and the reverse
+)  # fmt: skip
+
 
 class UserError(Exception):
     """A mistake in a path, a key, a value or an image: what is wrong, what was found, what to do.
@@ -35,7 +40,7 @@ def explain_os_errors(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = "The disk is full. Free some space, then go on with --resume"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        elif error.errno in _NO_FOLDER:
             advice = "The folder can't be made or written. Change its permissions or --results_dir"
         else:
             raise
