@@ -233,7 +233,7 @@ def predict(
         _write_json(beside, record)
         try:
             with (
-                open(out, "a", newline="", encoding="utf-8") as file,
+                open(out, "a", newline="", encoding="utf-8", errors="surrogateescape") as file,
                 ThreadPoolExecutor(workers) as pool,
                 tqdm(total=len(images), initial=len(done), desc="predict", unit="image") as bar,
             ):
@@ -459,7 +459,7 @@ def rows_done(out: Path, beside: Path, header: list[str], record: dict[str, Any]
     same = ("digest", "pictures")
     if any(before.get(key) != record[key] for key in same):
         raise UserError(f"{out} was made by another model, or with other pictures. Choose another file with --out")
-    with open(out, newline="", encoding="utf-8") as file:
+    with open(out, newline="", encoding="utf-8", errors="surrogateescape") as file:
         text = file.read()
     whole = text[: text.rfind("\n") + 1]
     rows = list(csv.reader(whole.splitlines(keepends=True)))
@@ -486,7 +486,7 @@ def summarise(out: Path) -> dict[str, Any]:
         predictions: number of images and mean probability of each class that was predicted, most frequent first.
         mse, psnr: median over images. shares: mean over images of the share of pixels of each class.
     """
-    with open(out, newline="", encoding="utf-8") as file:
+    with open(out, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
     found: dict[str, Any] = {}
     if rows and "prediction" in rows[0]:
