@@ -59,7 +59,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as a PNG. Names stand as they are, even where one holds two `$`, which matplotlib takes for a formula.
+    """Write a figure as a PNG. Names stand as they are, even with two `$`, which make a formula elsewhere.
 
     Raises:
         UserError: the disk is full or the folder can't be written.
