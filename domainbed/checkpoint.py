@@ -230,10 +230,11 @@ def load_with_meta(
         config = read_config(run_dir)
         meta = read_meta(find_checkpoint(run_dir, target, seed, checkpoint))
         weights = Path(meta["folder"]) / "model.safetensors"
-    for name, asked, found in (("target", target, meta["target"]), ("seed", seed, meta["seed"])):
+    described = finished.describe(config, meta)
+    for name, asked, found in (("target", target, described.target), ("seed", seed, described.seed)):
         if asked is not None and asked != found:
             raise UserError(f"{run_dir} holds the model of {name}={found!r}, not of {name}={asked!r}")
-    algorithm = finished.build(finished.describe(config, meta))
+    algorithm = finished.build(described)
     finished.load_tensors(weights, algorithm)
     return algorithm.eval(), config, meta
 

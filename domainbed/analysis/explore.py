@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from domainbed.analysis import duplicates, photograph, plots
-from domainbed.analysis.extras import require
+from domainbed.analysis import duplicates, extras, photograph, plots
 from domainbed.datasets import leakage
 from domainbed.datasets.base import UNLABELLED, Dataset, Sample
 from domainbed.datasets.images import UnreadableImage, read_header
@@ -90,7 +89,8 @@ def analyse(dataset: Dataset, folder: Path, *, max_images: int | None = None, nu
     Raises:
         UserError: no image can be read, or a library of the extra `analysis` is not installed.
     """
-    require("sklearn", "analysis", "telling environments apart")
+    extras.check("matplotlib", "analysis", "a plot")
+    extras.check("sklearn", "analysis", "telling environments apart")
     stored = copy.copy(dataset)
     stored.preprocess = _AsStored()  # type: ignore[assignment]
     chosen = _chosen(dataset.samples, len(dataset.environments), max_images)

@@ -1,6 +1,8 @@
 """Libraries that only some commands need: asked for by name, with the one line that installs them."""
 
 import importlib
+import importlib.util
+import sys
 from typing import Any
 
 from domainbed.errors import UserError
@@ -20,7 +22,23 @@ def require(module: str, extra: str, what: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name != module.partition(".")[0]:
             raise  # it is there, and something that it needs is not: its own message is the better one
-        raise UserError(
-            f"{what} needs {module.partition('.')[0]}, which is not installed. Install it: pip install "
-            f'"domainbed-ae[{extra}]", or in a checkout: pip install -e ".[{extra}]"'
-        ) from None
+        raise missing(module, extra, what) from None
+
+
+def check(module: str, extra: str, what: str) -> None:
+    """Raise `UserError` where a module of an extra is not installed; for before long work, since nothing is imported.
+
+    Args:
+        module, extra, what: as of `require`.
+    """
+    if module not in sys.modules and importlib.util.find_spec(module) is None:
+        raise missing(module, extra, what)
+
+
+def missing(module: str, extra: str, what: str) -> UserError:
+    """Return the error for a module that is not installed; arguments as of `require`."""
+    name = module.partition(".")[0]
+    return UserError(
+        f'{what} needs {name}, which is not installed. Install it: pip install "domainbed-ae[{extra}]", or in a '
+        f'checkout: pip install -e ".[{extra}]"'
+    )

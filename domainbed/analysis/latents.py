@@ -23,7 +23,7 @@ from tqdm import tqdm
 from domainbed import metrics
 from domainbed.algorithms.base import Coder, Encoder, Sampler
 from domainbed.analysis import codes as reading
-from domainbed.analysis import plots
+from domainbed.analysis import extras, plots
 from domainbed.analysis.extras import require
 from domainbed.analysis.opened import OpenedRun
 from domainbed.errors import UserError
@@ -72,6 +72,10 @@ def analyse(
     Raises:
         UserError: the model gives no codes.
     """
+    extras.check("matplotlib", "analysis", "a plot")
+    extras.check("sklearn", "analysis", "a linear probe")
+    if "umap" in maps:
+        extras.check("umap", "analysis", "the map by UMAP")
     if not isinstance(run.algorithm, Encoder):
         samples = ", and `traverse` draws its samples" if isinstance(run.algorithm, Sampler) else ""
         raise UserError(

@@ -292,6 +292,11 @@ def make_rows(about: About, pixels: Tensor, answers: dict[str, Tensor]) -> tuple
     parts: list[list[list[str]]] = []
     broken: set[int] = set()
     for name, value in answers.items():
+        if name in ("logits", "mask_logits") and value.shape[1] != len(about.classes):
+            raise UserError(
+                f"the model answers {value.shape[1]} classes, but its file names {len(about.classes)}: "
+                f"{', '.join(about.classes) or 'none'}. The file was changed or is broken; export the run again"
+            )
         finite = value.flatten(1).isfinite().all(1).tolist()
         broken |= {index for index in range(size) if not finite[index]}
         if name == "logits":

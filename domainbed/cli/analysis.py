@@ -65,6 +65,17 @@ def opened(arguments: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
+def made(folder: Path) -> Path:
+    """Make the folder of the output before the work begins, and return it.
+
+    Raises:
+        UserError: it can't be made.
+    """
+    with explain_os_errors(f"writing {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def teller(arguments: argparse.Namespace) -> Callable[[str], None]:
     """Return what prints a line for people: on the terminal, or beside it where the output is JSON."""
     return lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from domainbed.cli import positive
-from domainbed.cli.analysis import finish, opened, run_parser
+from domainbed.cli.analysis import finish, made, opened, run_parser
 
 DESCRIPTION = """\
 Find where a run is wrong: the most confident wrong answers and those furthest from the true grade, the worst
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     run = opened(arguments)
     from domainbed.analysis import errors
 
-    folder = arguments.out or run.folder_for("errors")
+    folder = made(arguments.out or run.folder_for("errors"))
     found = errors.analyse(run, folder, arguments.images_of, arguments.per_environment, arguments.num_worst)
     return finish(arguments, folder, found, lines)
 

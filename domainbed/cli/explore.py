@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.cli import Parser, positive
-from domainbed.cli.analysis import Found, finish
+from domainbed.cli.analysis import Found, finish, made
 from domainbed.cli.configuration import COMMAND_LINE, read_arguments
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     from domainbed.datasets.prepare import default_num_workers
 
     name = Path(place).expanduser().resolve().name if place else arguments.dataset
-    folder = arguments.out or Path("results") / "explore" / name
+    folder = made(arguments.out or Path("results") / "explore" / name)
     workers = arguments.num_workers or default_num_workers()
     return finish(
         arguments, folder, analyse(dataset, folder, max_images=arguments.max_images, num_workers=workers), lines

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from domainbed.cli import positive
-from domainbed.cli.analysis import finish, opened, run_parser
+from domainbed.cli.analysis import finish, made, opened, run_parser
 
 DESCRIPTION = """\
 Map the codes of a run's images by PCA, t-SNE and UMAP, coloured by class and by environment, and print what can be
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     run = opened(arguments)
     from domainbed.analysis import latents
 
-    folder = arguments.out or run.folder_for("latents")
+    folder = made(arguments.out or run.folder_for("latents"))
     found = latents.analyse(
         run, folder, images=arguments.images, per_environment=arguments.per_environment, maps=arguments.maps,
         perplexities=arguments.perplexity, neighbours=arguments.neighbors,

@@ -4,7 +4,7 @@ import textwrap
 from typing import Any
 
 from domainbed.cli import positive
-from domainbed.cli.analysis import finish, opened, run_parser
+from domainbed.cli.analysis import finish, made, opened, run_parser
 
 DESCRIPTION = """\
 Look into the layers of a run: does the loss move, do the weights of each layer change, which units never answer, what
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     run = opened(arguments)
     from domainbed.analysis import layers
 
-    folder = arguments.out or run.folder_for("layers")
+    folder = made(arguments.out or run.folder_for("layers"))
     found = layers.analyse(
         run, folder, arguments.images_of, arguments.per_environment, arguments.num_images, arguments.max_channels
     )

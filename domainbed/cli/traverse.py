@@ -3,7 +3,7 @@
 from typing import Any
 
 from domainbed.cli import positive
-from domainbed.cli.analysis import finish, opened, run_parser
+from domainbed.cli.analysis import finish, made, opened, run_parser
 
 DESCRIPTION = """\
 Draw what the latent dimensions of a run mean: each of the most important ones from -3 to 3 sigma around an image,
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     run = opened(arguments)
     from domainbed.analysis import traverse
 
-    folder = arguments.out or run.folder_for("traverse")
+    folder = made(arguments.out or run.folder_for("traverse"))
     found = traverse.analyse(
         run, folder, images=arguments.images, dimensions=arguments.dimensions, num_images=arguments.num_images,
         components=arguments.components,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import domainbed
 from domainbed.analysis.opened import open_run
@@ -115,6 +116,13 @@ def test_images_that_moved_are_found_where_they_are_now(photographs, run):
     moved = photographs.rename(photographs.with_name("elsewhere"))
     found, _ = opened(run, data_dir=moved)
     assert len(found.images.names) == 72
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "[1]", "null"])
+def test_an_exported_file_with_other_metadata_is_refused(tmp_path, content):
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors", {"config": content, "checkpoint": content})
+    with pytest.raises(UserError, match="not one of this version"):
+        opened(tmp_path / "model.safetensors")
 
 
 def test_records_are_read_by_kind_target_and_seed(run):

@@ -274,3 +274,12 @@ def test_a_file_does_not_choose_where_masks_are_written(name: str, tmp_path: Pat
     with pytest.raises(UserError, match="names no folder"):
         predict(model, find_images([tmp_path / "eye"]), tmp_path / "out" / "t.csv", pictures=["masks"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_names_other_classes_than_its_model_answers_is_refused(classifier, tmp_path: Path) -> None:
+    (tmp_path / "eye").mkdir()
+    Image.fromarray(photograph()).save(tmp_path / "eye" / "a.png")
+    model = open_model(classifier[1], device="cpu")
+    model = replace(model, about=replace(model.about, classes=model.about.classes[:1]))
+    with pytest.raises(UserError, match=r"answers \d classes, but its file names 1"):
+        predict(model, find_images([tmp_path / "eye"]), tmp_path / "t.csv")
