@@ -53,13 +53,13 @@ class Answers:
 
 
 def analyse(
-    run: OpenedRun, folder: Path, images_of: str = "held-out", per_environment: int | None = None, num_worst: int = 8
+    run: OpenedRun, folder: Path, images: str = "held-out", per_environment: int | None = None, num_worst: int = 8
 ) -> dict[str, Any]:
     """Find the errors of a run on some of its images.
 
     Args:
         run: opened. folder: for pictures and errors.csv.
-        images_of: one of `opened.CHOICES`. per_environment: at most so many of each environment; None for all.
+        images: one of `opened.CHOICES`. per_environment: at most so many of each environment; None for all.
         num_worst: images in a picture.
 
     Returns:
@@ -82,7 +82,7 @@ def analyse(
         notes.append("reconstructions are given the true label, because the algorithm can't do without")
     answers = {
         name: answers_for(run, rows, predicts, reconstructs, segments, name)
-        for name, rows in run.rows(images_of, per_environment).items()
+        for name, rows in run.rows(images, per_environment).items()
     }
     undefined = predicts and not all(one.probabilities.isfinite().all() for one in answers.values())
     if undefined:
@@ -112,7 +112,7 @@ def analyse(
     if segments:
         pictures += _draw_masks(run, folder, answers, worst)
     return {
-        "run": str(run.path), "title": run.title, "images_of": images_of, "classes": run.classes,
+        **run.about, "images_of": images, "classes": run.classes,
         "environments": environments, "differences": differences(run, answers, undefined), "notes": notes,
         "pictures": pictures,
     }  # fmt: skip

@@ -62,7 +62,8 @@ def analyse(
         perplexities: of t-SNE, a map for each. neighbours: of UMAP, likewise.
 
     Returns:
-        algorithm, target, checkpoint, images, environments {name: {"images", "role"}}, code_dimensions.
+        those of `OpenedRun.about`; images (number), images_of, environments {name: {"images", "role"}},
+        code_dimensions.
         class, environment: `separation` of the codes by each; None where there is only one or none.
         pca: explained_variance_ratio of the first ten components, components_for {share: number}.
         posterior: of `codes.information`, None without a posterior. codebook: of `codebook_use`, None without one.
@@ -85,8 +86,8 @@ def analyse(
     chosen = run.rows(images, per_environment)
     rows = np.concatenate([*chosen.values()])
     found: dict[str, Any] = {
-        "algorithm": run.config["algorithm"], "target": run.target, "checkpoint": run.checkpoint,
-        "images": len(rows), "choice": images,
+        **run.about,
+        "images": len(rows), "images_of": images,
         "environments": {name: {"images": len(one), "role": run.roles(one)} for name, one in chosen.items()},
         "class": None, "environment": None, "pca": None, "posterior": None, "codebook": None,
         "maps": {}, "map": None, "findings": [], "notes": [], "pictures": [],
@@ -480,9 +481,8 @@ def findings(found: dict[str, Any]) -> list[str]:
         if marginal is not None and not at_bound and marginal > max(1.0, posterior["mutual_information_nats"]):
             said.append(
                 f"THE PRIOR IS ELSEWHERE: all codes together are {marginal:.3g} nats from it, more than they tell of "
-                f"an image ({posterior['mutual_information_nats']:.3g}): where it is likely there is hardly a code, so "
-                "do not trust samples from it. Give the KL more weight, or draw from a mixture fitted to the codes, as "
-                "traverse does where there are enough images"
+                f"an image ({posterior['mutual_information_nats']:.3g}): do not trust samples from it. Give the KL "
+                "more weight, or draw from a mixture fitted to the codes, as traverse does"
             )
         if at_bound:
             said.append(

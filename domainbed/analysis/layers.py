@@ -46,7 +46,7 @@ RECONSTRUCTIONS = 8
 def analyse(
     run: OpenedRun,
     folder: Path,
-    images_of: str = "held-out",
+    images: str = "held-out",
     per_environment: int | None = 64,
     num_images: int = 3,
     max_channels: int = 10,
@@ -55,7 +55,7 @@ def analyse(
 
     Args:
         run: opened. folder: for the pictures.
-        images_of: one of `opened.CHOICES`; which images are passed through the model.
+        images: one of `opened.CHOICES`; which images are passed through the model.
         per_environment: at most so many of each environment; None for all.
         num_images: images whose channel maps are drawn, a picture each.
         max_channels: channels of a layer that are drawn, those that vary most.
@@ -67,16 +67,15 @@ def analyse(
         UserError: there are no such images, or no matplotlib.
     """
     notes: list[str] = []
-    rows = run.rows(images_of, per_environment)
+    rows = run.rows(images, per_environment)
     everything = np.concatenate([*rows.values()])
     chosen = spread(rows, RECONSTRUCTIONS)
     before = _before(run, notes)
     layers = structure(run, everything[:1], before.algorithm if before else None)
     measure_units(run, everything, layers)
     found: dict[str, Any] = {
-        "run": str(run.path),
-        "title": run.title,
-        "images_of": images_of,
+        **run.about,
+        "images_of": images,
         "num_images": len(everything),
         "structure": _summary(run, layers),
         "loss": _losses(run, notes),

@@ -65,6 +65,19 @@ class OpenedRun:
         )
 
     @property
+    def about(self) -> dict[str, Any]:
+        """Which model the figures of a command are of: how every figures.json begins."""
+        return {
+            "run": str(self.path),
+            "title": self.title,
+            "algorithm": self.config["algorithm"],
+            "target": self.target,
+            "seed": self.meta.get("seed"),
+            "checkpoint": self.checkpoint,
+            "step": self.meta["step"],
+        }
+
+    @property
     def run_name(self) -> str:
         """Name of the run, or of the exported file."""
         return self.path.resolve().name

@@ -90,8 +90,8 @@ def analyse(
             f"{others} look at such a model"
         )
     found: dict[str, Any] = {
-        "algorithm": run.config["algorithm"], "target": run.target, "checkpoint": run.checkpoint,
-        "choice": images, "images": 0, "active_units": None, "dimensions": [], "factors": None,
+        **run.about,
+        "images_of": images, "images": 0, "active_units": None, "dimensions": [], "factors": None,
         "mixture": None, "findings": [], "notes": [], "pictures": [],
     }  # fmt: skip
     chosen = run.rows(images, PER_ENVIRONMENT)

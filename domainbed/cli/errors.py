@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     """Print the table; return the exit status."""
     parser = run_parser("errors", DESCRIPTION)
     parser.add_argument(
-        "--images_of",
+        "--images",
         default="held-out",
         choices=["held-out", "train", "all"],
         help="images that are looked at (default: held-out)",
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     from domainbed.analysis import errors
 
     folder = made(arguments.out or run.folder_for("errors"))
-    found = errors.analyse(run, folder, arguments.images_of, arguments.per_environment, arguments.num_worst)
+    found = errors.analyse(run, folder, arguments.images, arguments.per_environment, arguments.num_worst)
     return finish(arguments, folder, found, lines)
 
 

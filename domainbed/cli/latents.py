@@ -61,7 +61,7 @@ def at_least_two(text: str) -> int:
 
 def table(found: dict[str, Any]) -> list[str]:
     """The figures as lines: what the codes tell apart, the posterior, the codebook, the maps."""
-    lines = [f"codes of {found['images']} images ({found['choice']}), checkpoint {found['checkpoint']}:"]
+    lines = [f"codes of {found['images']} images ({found['images_of']}), checkpoint {found['checkpoint']}:"]
     lines += [f"  {name}: {one['images']} ({one['role']})" for name, one in found["environments"].items()]
     for what in ("class", "environment"):
         if figures := found[what]:

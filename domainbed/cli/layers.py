@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     """Print the table; return the exit status."""
     parser = run_parser("layers", DESCRIPTION)
     parser.add_argument(
-        "--images_of",
+        "--images",
         default="held-out",
         choices=["held-out", "train", "all"],
         help="images that are passed through the model (default: held-out)",
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 
     folder = made(arguments.out or run.folder_for("layers"))
     found = layers.analyse(
-        run, folder, arguments.images_of, arguments.per_environment, arguments.num_images, arguments.max_channels
+        run, folder, arguments.images, arguments.per_environment, arguments.num_images, arguments.max_channels
     )
     return finish(arguments, folder, found, lines)
 

@@ -44,7 +44,7 @@ def table(found: dict[str, Any]) -> list[str]:
     if found["dimensions"]:
         with_factors = found["factors"] is not None
         lines.append(
-            f"mean and sigma of {found['images']} images ({found['choice']}), checkpoint {found['checkpoint']}:"
+            f"mean and sigma of {found['images']} images ({found['images_of']}), checkpoint {found['checkpoint']}:"
         )
         head = "dimension  level  KL (nats)   sigma  image change"
         lines.append(head + ("  follows" if with_factors else ""))

@@ -114,7 +114,7 @@ def dimmed_run(shift: int, count: int = 64, noise: int = 20) -> Any:
 
 def test_every_image_has_its_line_and_its_own_figures(tmp_path: Path) -> None:
     run = dimmed_run(40)
-    found = errors.analyse(run, tmp_path, images_of="all", num_worst=4)
+    found = errors.analyse(run, tmp_path, images="all", num_worst=4)
     with (tmp_path / "errors.csv").open() as file:
         lines = {one["image"]: one for one in csv.DictReader(file)}
     assert len(lines) == len(run.images.names) == 64
@@ -202,7 +202,7 @@ def test_the_worst_masks_are_those_with_the_lowest_dice(tmp_path: Path) -> None:
         return torch.stack([logits[by_content[tuple((255 * one[:, 0, 0]).round().int().tolist())]] for one in x])
 
     run.algorithm.segment = segment
-    found = errors.analyse(run, tmp_path, images_of="all", num_worst=3)
+    found = errors.analyse(run, tmp_path, images="all", num_worst=3)
     worst = found["environments"]["camera0"]["worst"]["mask"]
     assert [one["image"] for one in worst] == ["image15.png", "image14.png", "image13.png"]
     assert worst[0]["dice"] == pytest.approx(2 * 9 * 16 / (9 * 16 + 16 * 16))

@@ -34,14 +34,14 @@ def answers(folder: Path) -> dict[str, tuple[str, str]]:
     return {one["question"]: (one["answer"], one["because"]) for one in found}
 
 
-BEATS = "Does it predict labels of the left-out camera better than the trivial answer (majority class)?"
-SURVIVES = "Does its ability to predict labels survive the left-out camera?"
+BEATS = "Does it predict labels of the left-out environment better than the trivial answer (majority class)?"
+SURVIVES = "Does its ability to predict labels survive the left-out environment?"
 
 
 @pytest.mark.parametrize(
     "values, between, beats, survives",
     [
-        ([0.90], (0.80, 0.95), "Yes", "Yes"),  # 0.5 above on its own cameras, 0.5 above here
+        ([0.90], (0.80, 0.95), "Yes", "Yes"),  # 0.5 above on its own environments, 0.5 above here
         ([0.60], (0.55, 0.65), "Yes", "In part"),
         ([0.45], (0.35, 0.55), "Can't be told", "Can't be told"),  # from the majority class
         ([0.20], (0.10, 0.30), "No", "No"),
@@ -65,7 +65,7 @@ def test_seeds_that_disagree_are_an_answer_in_part(tmp_path: Path) -> None:
     figures = {(seed, "x"): {"accuracy": value} for seed, value in enumerate((0.7, 0.3, 0.6))}
     found = answers(plant(tmp_path / "run", figures, majority={"accuracy": 0.5}))
     assert found[BEATS][0] == "In part" and "In 2 of 3 trainings" in found[BEATS][1]
-    assert found[SURVIVES][0] == "Can't be told"  # nothing was recorded of its own cameras
+    assert found[SURVIVES][0] == "Can't be told"  # nothing was recorded of its own environments
 
 
 def test_a_model_that_beats_nothing_at_home_has_nothing_that_could_survive(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_table_names_levels_and_leaves_out_what_is_not_there() -> None:
         "marginal_kl_nats": None,
     }  # fmt: skip
     found = {
-        "images": 9, "choice": "held-out", "checkpoint": "best", "environments": {}, "class": None,
+        "images": 9, "images_of": "held-out", "checkpoint": "best", "environments": {}, "class": None,
         "environment": None, "pca": None, "posterior": posterior, "codebook": None, "maps": {}, "findings": ["dead"],
         "notes": ["left out"],
     }  # fmt: skip

@@ -40,5 +40,5 @@ def test_a_run_is_looked_into(train, photographs: Path, capfd: pytest.CaptureFix
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status = cli.main(["layers", str(tmp_path)])
     refused((status, *capfd.readouterr()), "is not the folder of a run")
-    status = cli.main(["layers", str(tmp_path), "--images_of", "some"])
-    refused((status, *capfd.readouterr()), "--images_of", "held-out")
+    status = cli.main(["layers", str(tmp_path), "--images", "some"])
+    refused((status, *capfd.readouterr()), "--images", "held-out")

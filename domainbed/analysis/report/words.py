@@ -1,4 +1,4 @@
-"""Does a model beat its trivial answers, and does what it learnt survive the left-out camera? In words, from records.
+"""Does a model beat its trivial answers, and does what it learnt survive what was left out? In words, from records.
 
     for verdict in verdicts(run):
         print(verdict["question"], verdict["answer"], verdict["because"])
@@ -22,7 +22,7 @@ ABILITIES = {
     "mark regions in images": (("dice_dataset",), MAJORITY_MASK),
     "reconstruct images": (("psnr",), MEAN_IMAGE),
 }
-#: Share of its advantage that a model keeps on the left-out camera and is said to survive.
+#: Share of its advantage that a model keeps on the left-out environment and is said to survive.
 KEPT = 0.9
 #: Mean KL of held-out images, in nats, below which the code says nothing about the image.
 COLLAPSED_NATS = 0.1
@@ -41,7 +41,7 @@ def verdicts(run: RecordedRun) -> list[dict[str, str]]:
         metric = next((name for name in metrics if any(_value(record, name) is not None for record in of_best)), None)
         if metric is None:
             continue
-        where = "the left-out camera" if has_target else "the cameras trained on"
+        where = "the left-out environment" if has_target else "the environments trained on"
         trivials = {_place(record): record for record in shown if record["protocol"] == trivial}
         cells = [
             (record, _value(trivials.get(_place(record)), metric))
@@ -55,8 +55,8 @@ def verdicts(run: RecordedRun) -> list[dict[str, str]]:
             found.append(_survives(ability, metric, trivial, cells, home, beaten["answer"]))
     if not has_target and found:
         found.append({
-            "question": "Does it survive a left-out camera?", "answer": UNTOLD,
-            "because": "Every environment was trained on: this run says nothing about another camera. Leave one out "
+            "question": "Does it survive a left-out environment?", "answer": UNTOLD,
+            "because": "Every environment was trained on: this run says nothing about another one. Leave one out "
             "with --test_envs, or evaluate the model on images of one.",
         })  # fmt: skip
     return found + _collapse(records)
@@ -97,16 +97,18 @@ def _survives(
     ability: str, metric: str, trivial: str, cells: Sequence[tuple[Mapping[str, Any], float | None]],
     home: Sequence[tuple[float, float]], beats_away: str,
 ) -> dict[str, str]:  # fmt: skip
-    """Whether the advantage over the trivial answer is as large on the left-out camera as on those trained on."""
-    question = f"Does its ability to {ability} survive the left-out camera?"
+    """Whether the advantage over the trivial answer is as large on the left-out environment as on those trained on."""
+    question = f"Does its ability to {ability} survive the left-out environment?"
     away = [(record["metrics"][metric], value) for record, value in cells if value is not None]
     if not away or not home:
-        because = f"The {trivial}, or what the model scores on held-out images of its own cameras, was not recorded."
+        because = (
+            f"The {trivial}, or what the model scores on held-out images of its own environments, was not recorded."
+        )
         return {"question": question, "answer": UNTOLD, "because": because}
     at_home, abroad = (statistics.fmean(value - base for value, base in pairs) for pairs in (home, away))
     figures = (
         f"Its advantage over the {trivial} in {COLUMNS[metric]} is {_signed(metric, at_home)} on held-out images of "
-        f"the cameras trained on, {_signed(metric, abroad)} on the left-out one"
+        f"the environments trained on, {_signed(metric, abroad)} on the left-out one"
     )
     if at_home <= 0:
         return {"question": question, "answer": NO, "because": f"{figures}: there is nothing that could survive."}
