@@ -455,6 +455,8 @@ def rows_done(out: Path, beside: Path, header: list[str], record: dict[str, Any]
     """
     if not out.exists():
         return set()
+    if out.is_dir():
+        raise UserError(f"{out} is a folder, and the table is a file. Name one with --out")
     if not resume:
         raise UserError(f"{out} exists already. Go on with it by --resume, or choose another file with --out")
     try:

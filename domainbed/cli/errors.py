@@ -69,6 +69,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         ]  # fmt: skip
         head = ["left out of training", "figure", "value", "others", "difference", "95 % interval", "verdict"]
         text += ["", *table(head, rows, words=2)]
+        text.append("a difference holds what makes these images harder for any answer, too: report compares advantages")
     for name, one in found["environments"].items():
         for kind, images in one["worst"].items():
             if images:
