@@ -13,6 +13,7 @@ Files are written in `export`, and used on photographs in `predict`.
 """
 
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -266,7 +267,9 @@ def runner(path: Path, outputs: Sequence[str]) -> Callable[[Tensor], dict[str, T
 
         return answer
     try:
-        module = torch.export.load(path).module()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11 of its own reading
+            module = torch.export.load(path).module()
     except Exception as error:  # torch raises many kinds here; each means that the file is of no use
         raise UserError(
             f"{path} is broken ({type(error).__name__}: {_first_line(error)}). Export the run again"

@@ -210,12 +210,28 @@ def test_a_codebook_that_is_hardly_used_is_named() -> None:
     assert latents.findings(found) == []
 
 
-def test_a_code_without_the_class_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("probe", "neighbours", "said"),
+    [
+        ([0.25, 0.45], [0.28, 0.40], "the class can't be read off the code"),
+        ([0.25, 0.45], [0.40, 0.60], "10 neighbours name the class better than chance and a linear probe does not"),
+        ([0.40, 0.60], [0.28, 0.40], None),
+    ],
+)
+def test_a_code_without_the_class_is_named(probe: list[float], neighbours: list[float], said: str | None) -> None:
+    both = {
+        name: {"balanced_accuracy": sum(interval) / 2, "interval": interval}
+        for name, interval in (("probe", probe), ("neighbours", neighbours))
+    }
+    figures = {"posterior": None, "codebook": None, "class": both | {"chance": 1 / 3}, "environment": None}
+    found = latents.findings(figures)
+    assert found == [] if said is None else found[0].startswith(said)
+
+
+def test_a_code_with_the_environment_is_named(tmp_path: Path) -> None:
     run = in_memory.opened(build(AE, latent_dim=6), in_memory.graded(20))
     run.algorithm.encode = lambda x: x.mean((2, 3))
-    run.images.labels = np.random.default_rng(0).permutation(run.images.labels)
     found = latents.analyse(run, tmp_path, maps=())
-    assert any(one.startswith("the class can't be read off the code") for one in found["findings"])
     assert any(one.startswith("the environment is written in the code") for one in found["findings"])
 
 
