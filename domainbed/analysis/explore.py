@@ -13,18 +13,18 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from domainbed.analysis import duplicates, extras, photograph, plots
 from domainbed.datasets import leakage
 from domainbed.datasets.base import UNLABELLED, Dataset, Sample
 from domainbed.datasets.images import UnreadableImage, read_header
+from domainbed.datasets.threads import in_threads
 from domainbed.errors import UserError
 
 #: Of which images are drawn when not all are looked at or shown.
@@ -146,10 +146,10 @@ def _look_at_all(stored: Dataset, chosen: list[int], num_workers: int) -> tuple[
         except UnreadableImage as error:
             return str(error)
 
-    looks, unreadable = [], []
-    with ThreadPoolExecutor(num_workers) as threads:
-        found = threads.map(look, chosen)
-        for index, one in zip(chosen, tqdm(found, "looking", len(chosen), unit="image"), strict=True):
+    looks: list[Look] = []
+    unreadable: list[tuple[str, str]] = []
+    with closing(in_threads(look, chosen, num_workers, "looking")) as found:
+        for index, one in zip(chosen, found, strict=True):
             if isinstance(one, Look):
                 looks.append(one)
             else:

@@ -13,10 +13,10 @@ import hashlib
 import json
 import math
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from domainbed import checkpoint, metrics
 from domainbed.analysis.exported import About, Graph, about_model, check_choice, outputs_of, read_about, reader, runner
@@ -33,6 +32,7 @@ from domainbed.datasets.folder import images_below
 from domainbed.datasets.images import UnreadableImage, read_image
 from domainbed.datasets.prepare import default_num_workers
 from domainbed.datasets.preprocess import Preprocess
+from domainbed.datasets.threads import in_threads
 from domainbed.engine import Engine
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.evaluator import NOISE_SEED
@@ -228,6 +228,13 @@ def predict(
     writers = [_WRITERS[name](model, images_out) for name in sorted(pictures)]
     record["images"] = len(done)
     workers = num_workers or default_num_workers()
+
+    def read(image: Found) -> tuple[Found, np.ndarray | UnreadableImage]:
+        try:
+            return image, model.read(image.path)
+        except UnreadableImage as error:
+            return image, error
+
     with explain_os_errors(f"writing {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         _write_json(beside, record)
@@ -235,13 +242,12 @@ def predict(
             with (
                 open(out, "a", newline="", encoding="utf-8", errors="surrogateescape") as file,
                 ThreadPoolExecutor(workers) as pool,
-                tqdm(total=len(images), initial=len(done), desc="predict", unit="image") as bar,
+                closing(in_threads(read, wanted, workers, "predict", delay=0)) as decoded,
             ):
                 table = csv.writer(file, lineterminator="\n")
                 if not done:
                     table.writerow(header)
-                decoded = _in_order(pool, model.read, wanted, 2 * workers)
-                for batch in _batches(decoded, batch_size or model.batch_size, record["unreadable"], bar):
+                for batch in _batches(decoded, batch_size or model.batch_size, record["unreadable"]):
                     pixels = torch.from_numpy(np.stack([one for _, one in batch])).permute(0, 3, 1, 2).contiguous()
                     answers = model.answer(pixels)
                     for write in writers:
@@ -251,7 +257,6 @@ def predict(
                     file.flush()
                     record["images"] += len(batch)
                     record["non_finite"] += [str(batch[index][0].path) for index in broken]
-                    bar.update(len(batch))
             record["finished"] = True
         finally:
             _write_json(beside, record)
@@ -403,41 +408,14 @@ def _number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, read: Reader, images: Iterable[Found], ahead: int
-) -> Iterator[tuple[Found, np.ndarray | UnreadableImage]]:
-    """Yield images and their pixels, or why they can't be read, in order; some are decoded ahead."""
-
-    def attempt(image: Found) -> np.ndarray | UnreadableImage:
-        try:
-            return read(image.path)
-        except UnreadableImage as error:
-            return error
-
-    waiting: deque[tuple[Found, Future]] = deque()
-    try:
-        for image in images:
-            waiting.append((image, pool.submit(attempt, image)))
-            if len(waiting) > ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
-
-
 def _batches(
-    decoded: Iterable[tuple[Found, np.ndarray | UnreadableImage]], size: int, unreadable: list[Any], bar: Any
+    decoded: Iterable[tuple[Found, np.ndarray | UnreadableImage]], size: int, unreadable: list[Any]
 ) -> Iterator[list[tuple[Found, np.ndarray]]]:
     """Yield readable images in batches; list the others."""
     batch: list[tuple[Found, np.ndarray]] = []
     for image, pixels in decoded:
         if isinstance(pixels, UnreadableImage):
             unreadable.append([str(image.path), str(pixels)])
-            bar.update()
             continue
         batch.append((image, pixels))
         if len(batch) == size:

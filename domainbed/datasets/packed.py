@@ -27,20 +27,19 @@ import shutil
 import time
 import weakref
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from domainbed.datasets import preprocess
 from domainbed.datasets.base import Dataset
 from domainbed.datasets.images import UnreadableImage, digests_remembered_in
 from domainbed.datasets.masks import MaskClasses
+from domainbed.datasets.threads import in_threads
 from domainbed.errors import UserError
 
 FORMAT = 2
@@ -215,7 +214,7 @@ class _Source:
     def look(self, num_workers: int) -> None:
         """Find out what every image and mask holds, without decoding it."""
         digests = bytearray()
-        looked = _in_order(self._content, range(len(self.indices)), num_workers, "looking at images", at_once=256)
+        looked = in_threads(self._content, range(len(self.indices)), num_workers, "looking at images", at_once=256)
         for position, (content, mask_content, reason) in enumerate(looked):
             self.contents.append(content)
             self.mask_contents.append(mask_content)
@@ -397,7 +396,7 @@ class Store:
             )
         started, count, doing = time.monotonic(), 0, "decoding images" if to_disk else "checking images"
         with contextlib.ExitStack() as stack:
-            images = _in_order(source.read, missing, num_workers, doing)
+            images = in_threads(source.read, missing, num_workers, doing)
             stack.enter_context(contextlib.closing(images))  # ends its threads if writing fails
             writer = None
             if to_disk:
@@ -438,7 +437,7 @@ class Store:
 
         for name, shape in self.row_shapes.items():
             rows = Rows(self.folder / name, shape, used, records[name][used], no_file, bad.add, 1)
-            for _ in _in_order(rows.__getitem__, range(len(used)), num_workers, f"checking {self.folder.name}"):
+            for _ in in_threads(rows.__getitem__, range(len(used)), num_workers, f"checking {self.folder.name}"):
                 pass
         for row in bad:
             self.void(int(used[row]))
@@ -562,33 +561,6 @@ def _writing_to(cache_dir: Path) -> Iterator[None]:
             f"can't write decoded images to {cache_dir}: {reason}. What is decoded so far is kept. Make room, or name "
             "another folder with cache_dir=<folder>"
         ) from None
-
-
-def _in_order(
-    function: Callable[[Item], Result], items: Sequence[Item], num_workers: int, doing: str, at_once: int = 1
-) -> Generator[Result, None, None]:
-    """Yield `function(item)` in order, computed in threads, a little ahead; show progress after two seconds.
-
-    A thread is given `at_once` items, which should be more than one where each takes less time than handing it over.
-    """
-    executor = ThreadPoolExecutor(num_workers)
-    ahead: deque[Future[list[Result]]] = deque()
-    starts = deque(range(0, len(items), at_once))
-
-    def several(start: int) -> list[Result]:
-        return [function(item) for item in items[start : start + at_once]]
-
-    terminal = os.isatty(2)
-    try:
-        with tqdm(total=len(items), desc=doing, unit="image", delay=2, mininterval=0.2 if terminal else 10) as bar:
-            while starts or ahead:
-                while starts and len(ahead) <= 4 * num_workers:
-                    ahead.append(executor.submit(several, starts.popleft()))
-                done = ahead.popleft().result()
-                yield from done
-                bar.update(len(done))
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _flush(file: IO) -> None:

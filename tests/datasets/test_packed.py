@@ -523,15 +523,6 @@ def test_a_wrong_shape_is_a_bug_of_the_data_set(folder: Path, tmp_path: Path) ->
         build(dataset, tmp_path / "cache")
 
 
-def test_only_a_few_images_are_decoded_ahead() -> None:
-    started: list[int] = []
-    results = packed._in_order(lambda i: started.append(i) or i, range(100), 2, "")
-    assert next(results) == 0
-    time.sleep(0.1)
-    assert len(started) <= 10
-    assert list(results) == list(range(1, 100))
-
-
 def test_real_photographs_are_packed(real_data: Path, tmp_path: Path) -> None:
     class Photographs(Folder):
         def __init__(self, data_dir: Path) -> None:

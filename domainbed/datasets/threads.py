@@ -1,0 +1,51 @@
+"""Images are looked at and decoded in threads: in order, a little ahead, with progress, and stopped at any moment.
+
+The libraries that decode give other threads the processor meanwhile. Training batches are read ahead by `loaders`.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_threads(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    num_workers: int,
+    doing: str,
+    at_once: int = 1,
+    delay: float = 2,
+) -> Generator[Result, None, None]:
+    """Yield `function(item)` in order, computed in threads, a little ahead, and show progress.
+
+    Closing the generator cancels what no thread has begun.
+
+    Args:
+        doing: what the progress bar says. delay: seconds after which it is shown.
+        at_once: items that a thread is given, more than one where each takes less time than handing it over.
+    """
+    executor = ThreadPoolExecutor(num_workers)
+    ahead: deque[Future[list[Result]]] = deque()
+    starts = deque(range(0, len(items), at_once))
+
+    def several(start: int) -> list[Result]:
+        return [function(item) for item in items[start : start + at_once]]
+
+    terminal = os.isatty(2)
+    try:
+        with tqdm(total=len(items), desc=doing, unit="image", delay=delay, mininterval=0.2 if terminal else 10) as bar:
+            while starts or ahead:
+                while starts and len(ahead) <= 4 * num_workers:
+                    ahead.append(executor.submit(several, starts.popleft()))
+                done = ahead.popleft().result()
+                yield from done
+                bar.update(len(done))
+    finally:
+        executor.shutdown(cancel_futures=True)

@@ -1,0 +1,35 @@
+"""Work in threads is in order, a little ahead, and stops when nobody wants the rest."""
+
+import time
+
+import pytest
+
+from domainbed.datasets.threads import in_threads
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_results_are_in_order(at_once: int) -> None:
+    def slow(number: int) -> int:
+        time.sleep(0.002 * (number % 3))
+        return number**2
+
+    assert list(in_threads(slow, range(50), 4, "", at_once)) == [number**2 for number in range(50)]
+
+
+def test_only_a_few_items_are_begun_ahead_and_none_after_the_end() -> None:
+    started: list[int] = []
+    results = in_threads(lambda i: started.append(i) or i, range(100), 2, "")
+    assert next(results) == 0
+    time.sleep(0.1)
+    assert len(started) <= 10
+    results.close()
+    begun = len(started)
+    time.sleep(0.1)
+    assert len(started) == begun
+
+
+def test_an_error_of_a_thread_is_raised_where_its_result_is_wanted() -> None:
+    results = in_threads(lambda number: 1 / (2 - number), range(5), 2, "")
+    assert [next(results), next(results)] == [0.5, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
