@@ -200,16 +200,7 @@ def segmentation(masks: MaskCounts) -> dict[str, Any]:
 
 
 def bootstrap(
-    groups: Sequence[Hashable],
-    *,
-    probabilities: Tensor | None = None,
-    labels: Tensor | None = None,
-    ordinal: bool = False,
-    per_image: Mapping[str, Tensor] | None = None,
-    masks: MaskCounts | None = None,
-    num_resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    groups: Sequence[Hashable], *, level: float = 0.95, **figures: Any
 ) -> dict[str, tuple[float, float] | None]:
     """Percentile intervals (Efron 1979) from drawing groups, such as patients, with replacement.
 
@@ -218,30 +209,15 @@ def bootstrap(
 
     Args:
         groups: N names, images of one group share one.
-        probabilities: (N, K), and labels, (N,): as in `classification`; both or neither.
-        ordinal: as in `classification`.
-        per_image: name to (N,) figures of single images, whose mean is taken.
-        masks: counts of N masks, as in `segmentation`.
-        num_resamples: how often as many groups as there are get drawn.
         level: share of the resampled figures inside the interval.
-        seed: of a generator of its own: the caller's random state is neither read nor moved.
+        figures: further arguments of `resamples`.
 
     Returns:
         Name to (low, high); None where more than half of the resamples leave the figure undefined, and with a single
         group, which cannot be resampled.
     """
-    resampled = resamples(
-        groups,
-        probabilities=probabilities,
-        labels=labels,
-        ordinal=ordinal,
-        per_image=per_image,
-        masks=masks,
-        num_resamples=num_resamples,
-        seed=seed,
-    )
     several = len(set(groups)) > 1
-    return {name: interval(values, level) if several else None for name, values in resampled.items()}
+    return {name: interval(values, level) if several else None for name, values in resamples(groups, **figures).items()}
 
 
 def resamples(
@@ -255,7 +231,17 @@ def resamples(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Figures (num_resamples,) of groups drawn with replacement, by name, nan where undefined; see `bootstrap`."""
+    """Return figures (num_resamples,) of groups drawn with replacement, by name, nan where undefined.
+
+    Args:
+        groups: N names, images of one group share one.
+        probabilities: (N, K), and labels, (N,): as in `classification`; both or neither.
+        ordinal: as in `classification`.
+        per_image: name to (N,) figures of single images, whose mean is taken.
+        masks: counts of N masks, as in `segmentation`.
+        num_resamples: how often as many groups as there are get drawn.
+        seed: of a generator of its own: the caller's random state is neither read nor moved.
+    """
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     group_of_row = torch.tensor([numbers[group] for group in groups])  # (N,)
     num_groups, chunk = len(numbers), max(1, _CHUNK // len(groups))

@@ -11,3 +11,6 @@ other modules are parts of a command, or shared by two: `codes` of latents and t
 of layers, `calibration` of errors, `photograph` and `duplicates` of explore.
 Nothing here trains the model of a run, and nothing changes its folder but for `analysis/` in it.
 """
+
+#: Which images of a run are looked at: those that no weight was fitted to, those that it was fitted to, or both.
+CHOICES = ("held-out", "train", "all")

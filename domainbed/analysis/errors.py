@@ -59,7 +59,7 @@ def analyse(
 
     Args:
         run: opened. folder: for pictures and errors.csv.
-        images: one of `opened.CHOICES`. per_environment: at most so many of each environment; None for all.
+        images: one of `analysis.CHOICES`. per_environment: at most so many of each environment; None for all.
         num_worst: images in a picture.
 
     Returns:

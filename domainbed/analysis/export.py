@@ -27,11 +27,10 @@ from domainbed.algorithms.finished import Frozen
 from domainbed.analysis import card
 from domainbed.analysis.exported import KEY, About, Graph, about_model, check_choice, outputs_of, runner
 from domainbed.analysis.extras import require
-from domainbed.analysis.recorded import RecordedRun
+from domainbed.analysis.recorded import RecordedRun, dataset_settings
 from domainbed.datasets.images import UnreadableImage
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.networks.encoders import TimmEncoder
-from domainbed.registry import DATASETS
 
 #: Format to the name of its file.
 FORMATS = {"safetensors": "model.safetensors", "onnx": "model.onnx", "torch.export": "model.pt2"}
@@ -345,12 +344,10 @@ def sample_images(about: About, data_dir: Path | None, num_images: int = NUM_SAM
     Args:
         about: of the model. data_dir: where the run's images are.
     """
-    if about.dataset not in DATASETS:
-        return None, f"the data set {about.dataset} is not built in"
-    dataset = DATASETS[about.dataset]
     try:
-        opened = dataset(data_dir, dataset.HParams(**about.data))
-    except (UserError, TypeError, ValueError, OSError) as error:
+        dataset, hparams = dataset_settings(about.dataset, about.data)
+        opened = dataset(data_dir, hparams)
+    except (UserError, OSError) as error:
         return None, str(error).partition("\n")[0]
     pixels = []
     for index in np.linspace(0, len(opened.samples) - 1, num_images).astype(int).tolist():

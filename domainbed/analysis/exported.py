@@ -36,6 +36,7 @@ from domainbed.algorithms.base import (
     needs_label,
 )
 from domainbed.analysis.extras import require
+from domainbed.analysis.recorded import dataset_settings
 from domainbed.errors import UserError
 from domainbed.evaluator import computed_once
 from domainbed.registry import DATASETS
@@ -303,14 +304,5 @@ def reader(about: About) -> Callable[[Path], np.ndarray]:
     Raises:
         UserError: the data set is unknown here, or its settings are of another version.
     """
-    if about.dataset not in DATASETS:
-        raise UserError(
-            f"the images of this model are those of the data set {about.dataset!r}, which is not built in. Name its "
-            "file with --plugin"
-        )
-    dataset = DATASETS[about.dataset]
-    try:
-        hparams = dataset.HParams(**about.data)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the settings of {about.dataset} are not those of this version: {error}") from None
+    dataset, hparams = dataset_settings(about.dataset, about.data)
     return lambda path: dataset.read_new(path, hparams, about.masks is not None)

@@ -57,7 +57,7 @@ def analyse(
     Args:
         run: opened.
         folder: for the pictures.
-        images: one of `opened.CHOICES`. per_environment: at most so many of each.
+        images: one of `analysis.CHOICES`. per_environment: at most so many of each.
         maps: some of `MAPS`.
         perplexities: of t-SNE, a map for each. neighbours: of UMAP, likewise.
 

@@ -55,7 +55,7 @@ def analyse(
 
     Args:
         run: opened. folder: for the pictures.
-        images: one of `opened.CHOICES`; which images are passed through the model.
+        images: one of `analysis.CHOICES`; which images are passed through the model.
         per_environment: at most so many of each environment; None for all.
         num_images: images whose channel maps are drawn, a picture each.
         max_channels: channels of a layer that are drawn, those that vary most.

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from domainbed import checkpoint
 from domainbed.algorithms.base import Algorithm
+from domainbed.analysis import CHOICES
+from domainbed.analysis.recorded import dataset_settings
 from domainbed.datasets.base import Dataset
 from domainbed.datasets.loaders import in_order
 from domainbed.datasets.prepare import Images, check_same_images, default_cache_dir, default_num_workers, prepare
@@ -25,10 +27,6 @@ from domainbed.datasets.splits import SPLITS, TRAIN
 from domainbed.engine import Engine
 from domainbed.errors import UserError
 from domainbed.evaluator import NOISE_SEED
-from domainbed.registry import DATASETS
-
-#: Which images are looked at: those that no weight was fitted to, those that it was fitted to, or both.
-CHOICES = ("held-out", "train", "all")
 
 
 @dataclass
@@ -223,14 +221,7 @@ def dataset_of(config: dict[str, Any]) -> Dataset:
     Raises:
         UserError: its images are not where they were, or the data set is unknown or of another version.
     """
-    name = config["dataset"]
-    if name not in DATASETS:
-        raise UserError(f"this run is of the data set {name!r}, which is not built in. Name its file with --plugin")
-    cls = DATASETS[name]
-    try:
-        hparams = cls.HParams(**config["datasets"][name])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the recorded settings of {name} are not those of this version: {error}") from None
+    cls, hparams = dataset_settings(config["dataset"], config["datasets"][config["dataset"]])
     folder = config["data_dir"]
     folder = Path(folder).expanduser().resolve() if folder is not None else None
     if folder is not None and not folder.exists():

@@ -12,6 +12,7 @@ from domainbed import checkpoint
 from domainbed.algorithms.finished import find_targets
 from domainbed.errors import UserError
 from domainbed.records import read_results
+from domainbed.registry import DATASETS
 
 
 @dataclass
@@ -82,3 +83,23 @@ class RecordedRun:
             and (target is None or record.get("target") == target)
             and (seed is None or record.get("seed") == seed)
         ]
+
+
+def dataset_settings(name: str, values: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the class of a data set that a run recorded, and its settings.
+
+    Args:
+        name: of the data set. values: of its keys.
+
+    Raises:
+        UserError: it is unknown here, or its settings are of another version.
+    """
+    if name not in DATASETS:
+        raise UserError(
+            f"the images of this run are those of the data set {name!r}, which is not built in. Name its file with "
+            "--plugin"
+        )
+    try:
+        return DATASETS[name], DATASETS[name].HParams(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the recorded settings of {name} are not those of this version: {error}") from None

@@ -60,7 +60,7 @@ def analyse(
     Args:
         run: opened.
         folder: for the pictures.
-        images: one of `opened.CHOICES`: whose codes give mean and sigma, and are traversed.
+        images: one of `analysis.CHOICES`: whose codes give mean and sigma, and are traversed.
         dimensions: of each level, so many with the largest KL, or variance.
         num_images: around whose codes. components: of the Gaussian mixture.
 

@@ -59,7 +59,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are `UserError`s, like every other mistake."""
+    """A parser of `python -m domainbed <command>`, whose complaints are `UserError`s, like every other mistake."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"python -m domainbed {command}", description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}. --help explains the options")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from domainbed.analysis import CHOICES
 from domainbed.cli import Parser
 from domainbed.errors import explain_os_errors
 
@@ -20,10 +21,7 @@ Found = dict[str, Any]
 
 def run_parser(command: str, description: str) -> Parser:
     """Return a parser of the options that open a run."""
-    parser = Parser(
-        prog=f"python -m domainbed {command}", description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    parser = Parser(command, description)
     parser.add_argument(
         "run",
         type=Path,
@@ -34,16 +32,31 @@ def run_parser(command: str, description: str) -> Parser:
     return parser
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add what chooses a model of a run, and where its images are."""
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add what chooses a model of a run."""
     parser.add_argument("--target", help="which model of the run: the environment that was left out")
     parser.add_argument("--seed", type=int, help="which model of the run: its seed")
     parser.add_argument("--checkpoint", help="best, last, oracle or init (default: the first of these that is there)")
-    parser.add_argument("--data_dir", type=Path, help="where the run's images are now (default: where they were)")
-    parser.add_argument("--cache_dir", type=Path, help="folder of decoded images (default: the run's)")
+    parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """Add where and how a model computes."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", choices=["auto", "float32", "bf16"], help="default: the run's")
-    parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add what chooses a model of a run, where its images are, and where it computes."""
+    add_model_options(parser)
+    parser.add_argument("--data_dir", type=Path, help="where the run's images are now (default: where they were)")
+    parser.add_argument("--cache_dir", type=Path, help="folder of decoded images (default: the run's)")
+    add_machine_options(parser)
+
+
+def add_images_option(parser: argparse.ArgumentParser) -> None:
+    """Add which images of the run are looked at."""
+    parser.add_argument("--images", default=CHOICES[0], choices=CHOICES, help=f"which images (default: {CHOICES[0]})")
 
 
 def add_output_options(
@@ -86,8 +99,8 @@ def finish(arguments: argparse.Namespace, folder: Path, found: Found, lines: Cal
     from domainbed.records import finite
 
     found = finite(found)
+    made(folder)
     with explain_os_errors(f"writing {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "figures.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if arguments.json:
         print(json.dumps(found, indent=1))

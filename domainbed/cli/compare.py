@@ -1,11 +1,10 @@
 """`python -m domainbed compare <run> <run> …`: curves and tables of several runs, and which differences count."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from domainbed.cli import Parser
-from domainbed.cli.analysis import add_output_options, finish
+from domainbed.cli.analysis import add_output_options, finish, made
 
 DESCRIPTION = """\
 Compare runs on the same data set, from their records alone: curves in one plot, figures beside those of trivial
@@ -18,10 +17,7 @@ MANY_PAIRS = 6
 
 def main(argv: list[str]) -> int:
     """Print the comparison; return the exit status."""
-    parser = Parser(
-        prog="python -m domainbed compare", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    parser = Parser("compare", DESCRIPTION)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="results/train_output/<dataset>/<name>")
     add_output_options(parser, "folder of pictures and figures.json (default: results/compare/<names joined by +>)")
     arguments = parser.parse_args(argv)
@@ -30,7 +26,7 @@ def main(argv: list[str]) -> int:
     from domainbed.analysis.recorded import RecordedRun
 
     runs = [RecordedRun.read(folder) for folder in arguments.runs]
-    folder = arguments.out or default_folder([run.name for run in runs])
+    folder = made(arguments.out or default_folder([run.name for run in runs]))
     return finish(arguments, folder, analyse(runs, folder), table)
 
 

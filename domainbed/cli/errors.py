@@ -3,7 +3,7 @@
 from typing import Any
 
 from domainbed.cli import positive
-from domainbed.cli.analysis import finish, made, opened, run_parser
+from domainbed.cli.analysis import add_images_option, finish, made, opened, run_parser
 
 DESCRIPTION = """\
 Find where a run is wrong: the most confident wrong answers and those furthest from the true grade, the worst
@@ -22,12 +22,7 @@ KINDS = {
 def main(argv: list[str]) -> int:
     """Print the table; return the exit status."""
     parser = run_parser("errors", DESCRIPTION)
-    parser.add_argument(
-        "--images",
-        default="held-out",
-        choices=["held-out", "train", "all"],
-        help="images that are looked at (default: held-out)",
-    )
+    add_images_option(parser)
     parser.add_argument("--per_environment", type=positive, help="at most so many of each environment (default: all)")
     parser.add_argument("--num_worst", type=positive, default=8, help="images in a picture (default: 8)")
     arguments = parser.parse_args(argv)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed.cli import Parser, positive
+from domainbed.cli.analysis import add_machine_options
 from domainbed.cli.configuration import COMMAND_LINE, read_arguments
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
@@ -24,10 +25,7 @@ images were; key=value changes a setting of the data set.
 
 def main(argv: list[str]) -> int:
     """Print the figures; return the exit status."""
-    parser = Parser(
-        prog="python -m domainbed evaluate", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    parser = Parser("evaluate", DESCRIPTION)
     parser.add_argument(
         "run", type=Path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
     )
@@ -38,8 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--target", help="which model of the run: the environment that was left out")
     parser.add_argument("--seed", type=int, help="which model of the run: its seed")
     parser.add_argument("--checkpoint", help="best, last, oracle or init (default: best)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--precision", choices=["auto", "float32", "bf16"], help="default: the run's")
+    add_machine_options(parser)
     parser.add_argument("--eval_batch_size", type=positive, help="images in one batch (default: the run's)")
     parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
     parser.add_argument("--skip_unreadable", action="store_true", help="go on without images that can't be read")

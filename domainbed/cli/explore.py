@@ -1,6 +1,5 @@
 """`python -m domainbed explore <folder>`: what is in a folder of images, and how far its environments are apart."""
 
-import argparse
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,7 @@ read as a run would read it; images are looked at as they are stored, before pre
 
 def main(argv: list[str]) -> int:
     """Print tables; return the exit status."""
-    parser = Parser(
-        prog="python -m domainbed explore", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    parser = Parser("explore", DESCRIPTION)
     parser.add_argument(
         "words", nargs="*", metavar="data_dir | key=value", help="folder of the images, or a manifest; and settings "
         "of the data set. Without a folder: --dataset SyntheticFundus"

@@ -1,11 +1,10 @@
 """`python -m domainbed export <run> --to safetensors onnx torch.export`: the model as files, and its card."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from domainbed.cli import Parser
-from domainbed.cli.analysis import finish
+from domainbed.cli.analysis import add_model_options, finish
 from domainbed.errors import UserError
 
 DESCRIPTION = """\
@@ -20,10 +19,7 @@ OUTPUTS = ("logits", "mean", "logvar", "code", "codes", "reconstruction", "mask_
 
 def main(argv: list[str]) -> int:
     """Write the files and print what they are; return the exit status."""
-    parser = Parser(
-        prog="python -m domainbed export", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    parser = Parser("export", DESCRIPTION)
     parser.add_argument(
         "run", type=Path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
     )
@@ -32,12 +28,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--part", choices=["model", "encoder"], default="model", help="encoder: the timm backbone's weights alone"
     )
-    parser.add_argument("--target", help="which model of the run: the environment that was left out")
-    parser.add_argument("--seed", type=int, help="which model of the run: its seed")
-    parser.add_argument("--checkpoint", help="best, last, oracle or init (default: the first of these that is there)")
+    add_model_options(parser)
     parser.add_argument("--data_dir", type=Path, help="where the run's images are now, for the check")
     parser.add_argument("--licence", default="", help="terms of the training images, for the card")
-    parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
     parser.add_argument("--out", type=Path, help="folder of the files (default: analysis/export/… in the run)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from domainbed.cli import positive
-from domainbed.cli.analysis import finish, made, opened, run_parser
+from domainbed.cli.analysis import add_images_option, finish, made, opened, run_parser
 
 DESCRIPTION = """\
 Map the codes of a run's images by PCA, t-SNE and UMAP, coloured by class and by environment, and print what can be
@@ -12,13 +12,13 @@ read off the codes themselves: neighbours, a linear probe, the KL of each dimens
 
     python -m domainbed latents results/train_output/DR/full_training --target idrid --perplexity 4 12
 """
-CHOICES, MAPS = ("held-out", "train", "all"), ("pca", "tsne", "umap")
+MAPS = ("pca", "tsne", "umap")
 
 
 def main(argv: list[str]) -> int:
     """Draw the maps and print the figures; return the exit status."""
     parser = run_parser("latents", DESCRIPTION)
-    parser.add_argument("--images", default="held-out", choices=CHOICES, help="which images (default: held-out)")
+    add_images_option(parser)
     parser.add_argument(
         "--per_environment", type=positive, default=1000, help="at most so many of each environment (default: 1000)"
     )

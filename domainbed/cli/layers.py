@@ -4,7 +4,7 @@ import textwrap
 from typing import Any
 
 from domainbed.cli import positive
-from domainbed.cli.analysis import finish, made, opened, run_parser
+from domainbed.cli.analysis import add_images_option, finish, made, opened, run_parser
 
 DESCRIPTION = """\
 Look into the layers of a run: does the loss move, do the weights of each layer change, which units never answer, what
@@ -16,12 +16,7 @@ by block; layers.csv has every layer.
 def main(argv: list[str]) -> int:
     """Print the table; return the exit status."""
     parser = run_parser("layers", DESCRIPTION)
-    parser.add_argument(
-        "--images",
-        default="held-out",
-        choices=["held-out", "train", "all"],
-        help="images that are passed through the model (default: held-out)",
-    )
+    add_images_option(parser)
     parser.add_argument("--per_environment", type=positive, default=64, help="at most so many of each (default: 64)")
     parser.add_argument("--num_images", type=positive, default=3, help="images whose channel maps are drawn")
     parser.add_argument("--max_channels", type=positive, default=10, help="channels of a layer that are drawn")

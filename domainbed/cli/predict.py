@@ -1,12 +1,12 @@
 """`python -m domainbed predict <run> <images …>`: what a model answers for image files, as a table and as pictures."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from domainbed.cli import Parser, positive
+from domainbed.cli.analysis import add_machine_options, add_model_options
 
 DESCRIPTION = """\
 Write what a model answers for images: the probability of each class, how well it reconstructs them, or the
@@ -17,10 +17,7 @@ file that `export` wrote. Images are files or folders of any layout, and are pre
 
 def main(argv: list[str]) -> int:
     """Write the table and print what it holds; return the exit status."""
-    parser = Parser(
-        prog="python -m domainbed predict", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    parser = Parser("predict", DESCRIPTION)
     parser.add_argument(
         "run", type=Path, help="results/train_output/<dataset>/<name>, or model.safetensors, model.onnx, model.pt2"
     )
@@ -32,12 +29,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with a table that was interrupted")
     parser.add_argument("--batch_size", type=positive, help="images that are answered at once (default: the run's)")
     parser.add_argument("--num_workers", type=positive, help="threads that decode (default: one per core)")
-    parser.add_argument("--target", help="which model of the run: the environment that was left out")
-    parser.add_argument("--seed", type=int, help="which model of the run: its seed")
-    parser.add_argument("--checkpoint", help="best, last, oracle or init (default: the first of these that is there)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--precision", choices=["auto", "float32", "bf16"], help="default: the run's")
-    parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
+    add_model_options(parser)
+    add_machine_options(parser)
     parser.add_argument("--trust", action="store_true", help="open a .pt2 file, which can run any code")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)

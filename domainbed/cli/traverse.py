@@ -3,7 +3,7 @@
 from typing import Any
 
 from domainbed.cli import positive
-from domainbed.cli.analysis import finish, made, opened, run_parser
+from domainbed.cli.analysis import add_images_option, finish, made, opened, run_parser
 
 DESCRIPTION = """\
 Draw what the latent dimensions of a run mean: each of the most important ones from -3 to 3 sigma around an image,
@@ -12,13 +12,12 @@ which known factor each dimension follows.
 
     python -m domainbed traverse results/train_output/DR/full_training --target idrid --dimensions 10
 """
-CHOICES = ("held-out", "train", "all")
 
 
 def main(argv: list[str]) -> int:
     """Draw the pictures and print the figures; return the exit status."""
     parser = run_parser("traverse", DESCRIPTION)
-    parser.add_argument("--images", default="held-out", choices=CHOICES, help="which images (default: held-out)")
+    add_images_option(parser)
     parser.add_argument(
         "--dimensions", type=positive, default=10, help="so many of each level, largest KL first (default: 10)"
     )
