@@ -148,8 +148,8 @@ def choose(figures: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(parts.values())
 
 
-def dump(folder: Path, figures: Iterable[Mapping[str, Any]], names: Sequence[str], title: str) -> dict[str, np.ndarray]:
-    """Write the reports of a checkpoint's figures and return the pictures by name, uint8 (H, W, 3).
+def dump(folder: Path, figures: Iterable[Mapping[str, Any]], names: Sequence[str], title: str) -> dict[str, Path]:
+    """Write the reports of a checkpoint's figures and return the files of the pictures by name.
 
     Args:
         folder: `te_<target>/classification`; made only if there is something to write.
@@ -167,7 +167,6 @@ def dump(folder: Path, figures: Iterable[Mapping[str, Any]], names: Sequence[str
             rows = report(names, counts)
             (folder / f"{name}.txt").write_text(text(rows), encoding="utf-8")
             (folder / f"{name}.csv").write_text(table(rows), encoding="utf-8")
-            drawn = picture(names, counts, f"{title} · {name}")
-            drawn.save(folder / f"{name}.png")
-            pictures[name] = np.asarray(drawn)
+            pictures[name] = folder / f"{name}.png"
+            picture(names, counts, f"{title} · {name}").save(pictures[name])
     return pictures

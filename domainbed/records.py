@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from domainbed.errors import UserError, explain_os_errors
@@ -172,10 +173,16 @@ class Board:
         with explain_os_errors("writing TensorBoard"):
             self._writer.add_text(name, f"```\n{text}\n```", step)
 
-    def picture(self, name: str, pixels: Any, step: int) -> None:
-        """Add a uint8 (H, W, 3) picture."""
-        with explain_os_errors("writing TensorBoard"):
-            self._writer.add_image(name, pixels, step, dataformats="HWC")
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Add a picture, as its PNG file has it."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with explain_os_errors("writing TensorBoard"), Image.open(path) as opened:
+            width, height = opened.size
+            image = Summary.Image(
+                width=width, height=height, colorspace=len(opened.getbands()), encoded_image_string=path.read_bytes()
+            )
+            self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def histogram(self, name: str, values: Any, step: int) -> None:
         """Add a histogram of a tensor's values."""

@@ -428,7 +428,11 @@ def test_tensorboard_holds_the_scalars_the_pictures_and_the_histograms(train, ph
     events.Reload()
     tags = events.Tags()
     assert {"train/total_loss", "camera1_source_val/kappa", "camera0_target_val/psnr"} <= set(tags["scalars"])
-    assert "reconstructions/camera0_val" in tags["images"]
+    picture = events.Images("reconstructions/camera0_val")[0]
+    file = run_folder("events") / "recon_step_0/te_camera0/camera0_val.png"
+    assert picture.encoded_image_string == file.read_bytes()
+    with Image.open(file) as opened:
+        assert (picture.width, picture.height) == opened.size
     assert "latent/camera1_mean" in tags["histograms"]
     steps = [event.step for event in events.Scalars("train/total_loss")]
     assert steps == [1, 2, 3, 4]
