@@ -59,11 +59,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of `python -m domainbed <command>`, whose complaints are `UserError`s, like every other mistake."""
+    """A parser whose complaints are `UserError`s, like every other mistake.
 
-    def __init__(self, command: str, description: str) -> None:
+    Args:
+        description: what `--help` says first, as it stands.
+        command: of `python -m domainbed <command>`; None for a script of its own.
+    """
+
+    def __init__(self, description: str, command: str | None = None) -> None:
         super().__init__(
-            prog=f"python -m domainbed {command}", description=description,
+            prog=command and f"python -m domainbed {command}", description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
 

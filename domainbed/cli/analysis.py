@@ -21,7 +21,7 @@ Found = dict[str, Any]
 
 def run_parser(command: str, description: str) -> Parser:
     """Return a parser of the options that open a run."""
-    parser = Parser(command, description)
+    parser = Parser(description, command=command)
     parser.add_argument(
         "run",
         type=Path,

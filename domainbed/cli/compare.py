@@ -17,7 +17,7 @@ MANY_PAIRS = 6
 
 def main(argv: list[str]) -> int:
     """Print the comparison; return the exit status."""
-    parser = Parser("compare", DESCRIPTION)
+    parser = Parser(DESCRIPTION, command="compare")
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="results/train_output/<dataset>/<name>")
     add_output_options(parser, "folder of pictures and figures.json (default: results/compare/<names joined by +>)")
     arguments = parser.parse_args(argv)

@@ -25,7 +25,7 @@ images were; key=value changes a setting of the data set.
 
 def main(argv: list[str]) -> int:
     """Print the figures; return the exit status."""
-    parser = Parser("evaluate", DESCRIPTION)
+    parser = Parser(DESCRIPTION, command="evaluate")
     parser.add_argument(
         "run", type=Path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
     )

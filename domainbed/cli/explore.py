@@ -20,7 +20,7 @@ read as a run would read it; images are looked at as they are stored, before pre
 
 def main(argv: list[str]) -> int:
     """Print tables; return the exit status."""
-    parser = Parser("explore", DESCRIPTION)
+    parser = Parser(DESCRIPTION, command="explore")
     parser.add_argument(
         "words", nargs="*", metavar="data_dir | key=value", help="folder of the images, or a manifest; and settings "
         "of the data set. Without a folder: --dataset SyntheticFundus"

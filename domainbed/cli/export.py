@@ -19,7 +19,7 @@ OUTPUTS = ("logits", "mean", "logvar", "code", "codes", "reconstruction", "mask_
 
 def main(argv: list[str]) -> int:
     """Write the files and print what they are; return the exit status."""
-    parser = Parser("export", DESCRIPTION)
+    parser = Parser(DESCRIPTION, command="export")
     parser.add_argument(
         "run", type=Path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
     )

@@ -8,7 +8,7 @@ from domainbed.registry import ALGORITHMS, DATASETS, add_plugin
 
 def main(argv: list[str]) -> int:
     """Print the names; return the exit status."""
-    parser = Parser("list", str(__doc__))
+    parser = Parser(str(__doc__), command="list")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register more")
     arguments = parser.parse_args(argv)

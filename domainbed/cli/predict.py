@@ -17,7 +17,7 @@ file that `export` wrote. Images are files or folders of any layout, and are pre
 
 def main(argv: list[str]) -> int:
     """Write the table and print what it holds; return the exit status."""
-    parser = Parser("predict", DESCRIPTION)
+    parser = Parser(DESCRIPTION, command="predict")
     parser.add_argument(
         "run", type=Path, help="results/train_output/<dataset>/<name>, or model.safetensors, model.onnx, model.pt2"
     )

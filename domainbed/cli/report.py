@@ -17,7 +17,7 @@ latents, traverse, layers and errors. Several runs are compared, too.
 
 def main(argv: list[str]) -> int:
     """Write the page; return the exit status."""
-    parser = Parser("report", DESCRIPTION)
+    parser = Parser(DESCRIPTION, command="report")
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="results/train_output/<dataset>/<name>")
     add_run_options(parser)
     parser.add_argument("--quick", action="store_true", help="what was recorded alone: no model, no images, seconds")
