@@ -1,6 +1,6 @@
-"""Several processes, started by torchrun: the same run, in shares; what one process does to the others.
+"""Several processes, started by torchrun or accelerate: the same run, in shares; what one process does to the others.
 
-torchrun listens on all addresses, so it is started in a network of its own, which has nothing but loopback.
+Both listen on all addresses, so they are started in a network of their own, which has nothing but loopback.
 """
 
 import json
@@ -15,6 +15,12 @@ from test_contract import IN_PARTS
 
 CHECKOUT = Path(__file__).parents[1]
 ALONE = ["unshare", "--net", "--map-root-user", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --nproc_per_node {} --master_addr 127.0.0.1",
+    # what it calls several GPUs is several processes, wherever they compute
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes {} --main_process_ip 127.0.0.1",
+}
 
 PLUGIN = """
 import os, signal
@@ -51,11 +57,13 @@ def run(tmp_path: Path, photographs: Path):
         "--device", "cpu", "--precision", "float32", "augment=horizontal_flip", "optimizer=sgd", "lr=0.01",
     ]  # fmt: skip
 
-    def start(name: str, *arguments: str, processes: int = 1, fault: str = "") -> tuple[int, str]:
+    def start(
+        name: str, *arguments: str, processes: int = 1, fault: str = "", launcher: str = "torchrun"
+    ) -> tuple[int, str]:
         # one thread, as torchrun gives each process
         environment = os.environ | {"FAULT": fault, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1"]
-        words = [*ALONE, sys.executable, *(launcher if processes > 1 else []), str(CHECKOUT / "train_all.py")]
+        module = ["-m", *LAUNCHERS[launcher].format(processes).split()]
+        words = [*ALONE, sys.executable, *(module if processes > 1 else []), str(CHECKOUT / "train_all.py")]
         done = subprocess.run(
             [*words, name, *map(str, settings if "--resume" not in arguments else []), *arguments],
             cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
@@ -95,6 +103,11 @@ def test_two_processes_make_the_same_run_and_either_goes_on_with_it(run, tmp_pat
     assert output.count("summary, pictures and weights are in") == 1, "one process speaks for all"
     log = (tmp_path / "results" / "train_output" / "DR" / "two" / "log.txt").read_text()
     assert "2 processes" in log and log.count("step 8/8") == 1
+
+    status, output = run("launched", processes=2, launcher="accelerate")
+    assert status == 0, output
+    assert_same_figures(records(tmp_path, "launched"), expected)
+    assert "2 processes" in (tmp_path / "results" / "train_output" / "DR" / "launched" / "log.txt").read_text()
 
     status, output = run("stopped", processes=2, fault="stop")
     assert status != 0 and "stopped by another process after step 4. Go on with --resume" in output
