@@ -1,6 +1,6 @@
 """Wall time of a whole `train_all`: every environment left out in turn, from the command to the last table.
 
-    python benchmarks/run.py --data_dir DR/ [--model resnet50] [--image_size 128] [--quick]
+    python benchmarks/run.py --data_dir DR/ [--model resnet50] [--image_size 224] [--quick]
 
 Both sides train VAE_DG, built by the same class with random weights, equally many steps on batches of the same size,
 with random crop, flip and colour jitter, once with each environment left out; each is a process of its own, and the
@@ -55,10 +55,12 @@ def main() -> int:
     options = parser(__doc__, pairs=1, quick="one pair of a ResNet-18 at 32 px, 5 steps")
     options.add_argument("--data_dir", type=Path, required=True, help="<environment>/<grade>/<image>")
     options.add_argument("--model", default="resnet50", help="a timm model: resnet50")
-    options.add_argument("--image_size", type=positive, default=128, help="in pixels: 128")
-    options.add_argument("--batch_size", type=positive, default=12, help="images per source and step: 12")
-    options.add_argument("--steps", type=positive, default=60, help="of each training: 60")
-    options.add_argument("--checkpoint_freq", type=positive, default=30, help="steps between evaluations: 30")
+    options.add_argument("--image_size", type=positive, default=224, help="in pixels: 224")
+    options.add_argument(
+        "--batch_size", type=positive, default=22, help="images per source and step: 22, as VAE-DG has it"
+    )
+    options.add_argument("--steps", type=positive, default=40, help="of each training: 40")
+    options.add_argument("--checkpoint_freq", type=positive, default=20, help="steps between evaluations: 20")
     workers = min(WORKERS, default_num_workers())
     options.add_argument("--workers", type=positive, default=workers, help=f"of each loader of the baseline: {workers}")
     options.add_argument("--baseline", action="store_true", help="run the baseline alone, in the current folder")

@@ -7,7 +7,8 @@ on the device already; what differs is how. Ours is `Engine` with its automatic 
 computes in it, channels last, a fused optimiser, gradients checked to be finite, on a CPU freed memory kept. The
 baseline is float32 as torch's defaults have it, NCHW, `torch.optim.Adam` as it is, zero_grad, backward, step, `.item()`
 for each loss, in a process of its own; on a GPU with deterministic cuDNN, as DomainBed sets it. A measurement
-is one step, after one that is not counted; they are taken in turn, and the ratio is that of the medians.
+is one step, after three that are not counted, in which memory grows; they are taken in turn, and the ratio is that of
+the medians.
 
 The ceiling is the rate at which this machine multiplies matrices with `torch.mm`, the best of several. The operations
 of a step are counted in forward and backward by torch's FlopCounterMode, which sees products and convolutions alone;
@@ -30,6 +31,7 @@ from domainbed.cli import positive
 from domainbed.engine import Engine, out_of_memory_explained
 
 CLASSES = 5
+WARM_UP = 3
 #: Side of the matrices for the ceiling, and how often they are multiplied.
 MATRIX, MATRIX_ON_GPU, PRODUCTS = 2048, 8192, 10
 
@@ -62,7 +64,8 @@ def compare(arguments: argparse.Namespace) -> int:
         (x.contiguous(memory_format=torch.channels_last), y) for x, y in random_batches(arguments, engine.device)
     ]
     operations = here.recv()
-    algorithm.update(minibatches)
+    for _ in range(WARM_UP):
+        algorithm.update(minibatches)
 
     def seconds_of_baseline() -> float:
         here.send("step")
@@ -115,6 +118,8 @@ def serve_baseline(connection: Connection, arguments: argparse.Namespace) -> Non
     algorithm = vae_dg(arguments.image_size, CLASSES, arguments.environments, model=arguments.model)
     training, minibatches = PlainTraining(algorithm, device), random_batches(arguments, device)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        for _ in range(WARM_UP - 1):
+            training.step(minibatches)
         connection.send(count_operations(training, minibatches))
         while connection.recv():
             connection.send(seconds(lambda: training.step(minibatches), device))
