@@ -354,6 +354,7 @@ def test_whether_bf16_pays_is_measured_once(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the processor needs g++")
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_a_compiled_loss_is_the_same_loss() -> None:
     found = []
     for compiled in (False, True):
