@@ -7,8 +7,8 @@ on the device already; what differs is how. Ours is `Engine` with its automatic 
 computes in it, channels last, a fused optimiser, gradients checked to be finite, on a CPU freed memory kept. The
 baseline is float32 as torch's defaults have it, NCHW, `torch.optim.Adam` as it is, zero_grad, backward, step, `.item()`
 for each loss, in a process of its own; on a GPU with deterministic cuDNN, as DomainBed sets it. A measurement
-is one step, after three that are not counted, in which memory grows; they are taken in turn, and the ratio is that of
-the medians.
+is one step, after three that are not counted, in which memory grows most; they are taken in turn, and the ratio is that
+of the medians.
 
 The ceiling is the rate at which this machine multiplies matrices with `torch.mm`, the best of several. The operations
 of a step are counted in forward and backward by torch's FlopCounterMode, which sees products and convolutions alone;

@@ -64,7 +64,7 @@ def save(
             if state is not None:
                 buffer = io.BytesIO()
                 torch.save(state, buffer)
-                (new / "state.pt").write_bytes(buffer.getvalue())
+                (new / "state.pt").write_bytes(buffer.getvalue())  # a view would outlive it where this fails
             (new / "checkpoint.json").write_text(json.dumps({"format": FORMAT, **meta}, indent=1) + "\n")
             for path in new.iterdir():
                 _sync(path)

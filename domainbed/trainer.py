@@ -476,8 +476,8 @@ class Training:
             return
         title = f"{self.settings.algorithm} · step {step} · target {self.name}"
         found = classification_report.dump(self.folder / "classification", figures, self.images.classes, title)
-        for name, picture in found.items():
-            self.board.picture(f"confusion/{name}", picture, step)
+        for name, path in found.items():
+            self.board.picture(f"confusion/{name}", path, step)
 
     def in_batches(self, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield some images, (B, C, H, W) in [0, 1] on the device, not augmented, and their labels or masks."""
@@ -576,9 +576,9 @@ class Training:
         )
         at = self.settings.steps if step is None else step
         title = f"{self.settings.algorithm} · step {at} · target {self.name}"
-        pictures = reconstructions.dump(self.algorithm, self.engine, self.images, self.target, folder, title)
-        for name, picture in pictures.items():
-            self.board.picture(f"reconstructions/{name}", picture, at)
+        files = reconstructions.dump(self.algorithm, self.engine, self.images, self.target, folder, title)
+        for name, path in files.items():
+            self.board.picture(f"reconstructions/{name}", path, at)
         self.histograms(at)
 
     def histograms(self, step: int) -> None:

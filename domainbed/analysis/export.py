@@ -347,7 +347,7 @@ def sample_images(about: About, data_dir: Path | None, num_images: int = NUM_SAM
     try:
         dataset, hparams = dataset_settings(about.dataset, about.data)
         opened = dataset(data_dir, hparams)
-    except (UserError, OSError) as error:
+    except (UserError, TypeError, ValueError, OSError) as error:  # of a plug-in, anything that bad data give
         return None, str(error).partition("\n")[0]
     pixels = []
     for index in np.linspace(0, len(opened.samples) - 1, num_images).astype(int).tolist():

@@ -242,7 +242,7 @@ def predict(
             with (
                 open(out, "a", newline="", encoding="utf-8", errors="surrogateescape") as file,
                 ThreadPoolExecutor(workers) as pool,
-                closing(in_threads(read, wanted, workers, "predict", delay=0)) as decoded,
+                closing(in_threads(read, wanted, workers, "predict", delay=0, initial=len(done))) as decoded,
             ):
                 table = csv.writer(file, lineterminator="\n")
                 if not done:

@@ -95,11 +95,9 @@ def dataset_settings(name: str, values: dict[str, Any]) -> tuple[Any, Any]:
         UserError: it is unknown here, or its settings are of another version.
     """
     if name not in DATASETS:
-        raise UserError(
-            f"the images of this run are those of the data set {name!r}, which is not built in. Name its file with "
-            "--plugin"
-        )
+        raise UserError(f"the data set {name!r} is not built in. Name its file with --plugin")
+    dataset = DATASETS[name]
     try:
-        return DATASETS[name], DATASETS[name].HParams(**values)
+        return dataset, dataset.HParams(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"the recorded settings of {name} are not those of this version: {error}") from None

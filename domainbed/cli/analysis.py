@@ -56,7 +56,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def add_images_option(parser: argparse.ArgumentParser) -> None:
     """Add which images of the run are looked at."""
-    parser.add_argument("--images", default=CHOICES[0], choices=CHOICES, help=f"which images (default: {CHOICES[0]})")
+    parser.add_argument(
+        "--images", default=CHOICES[0], choices=CHOICES, help=f"which images are looked at (default: {CHOICES[0]})"
+    )
 
 
 def add_output_options(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.cli import Parser
-from domainbed.cli.analysis import add_output_options, finish, made
+from domainbed.cli.analysis import add_output_options, finish
 
 DESCRIPTION = """\
 Compare runs on the same data set, from their records alone: curves in one plot, figures beside those of trivial
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     from domainbed.analysis.recorded import RecordedRun
 
     runs = [RecordedRun.read(folder) for folder in arguments.runs]
-    folder = made(arguments.out or default_folder([run.name for run in runs]))
+    folder = arguments.out or default_folder([run.name for run in runs])
     return finish(arguments, folder, analyse(runs, folder), table)
 
 

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 
@@ -49,9 +49,6 @@ ROWS, MASKS, INDEX, ABOUT = "rows.u8", "masks.u8", "index", "about.json"
 _RECORD = np.dtype([("head", "<u8"), ("tail", "<u8"), (ROWS, "<u4"), (MASKS, "<u4")])
 _SPARE_BYTES = 64 << 20  # beside the rows: index, digests, and what others write meanwhile
 _COMMIT_BYTES, _COMMIT_SECONDS = 256 << 20, 5.0  # at most so much is lost when packing is killed
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)

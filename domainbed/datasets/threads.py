@@ -22,6 +22,7 @@ def in_threads(
     doing: str,
     at_once: int = 1,
     delay: float = 2,
+    initial: int = 0,
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` in order, computed in threads, a little ahead, and show progress.
 
@@ -30,6 +31,7 @@ def in_threads(
     Args:
         doing: what the progress bar says. delay: seconds after which it is shown.
         at_once: items that a thread is given, more than one where each takes less time than handing it over.
+        initial: how many more were done before, for the progress bar.
     """
     executor = ThreadPoolExecutor(num_workers)
     ahead: deque[Future[list[Result]]] = deque()
@@ -38,9 +40,10 @@ def in_threads(
     def several(start: int) -> list[Result]:
         return [function(item) for item in items[start : start + at_once]]
 
-    terminal = os.isatty(2)
+    shown_every = 0.2 if os.isatty(2) else 10
+    total = initial + len(items)
     try:
-        with tqdm(total=len(items), desc=doing, unit="image", delay=delay, mininterval=0.2 if terminal else 10) as bar:
+        with tqdm(total=total, initial=initial, desc=doing, unit="image", delay=delay, mininterval=shown_every) as bar:
             while starts or ahead:
                 while starts and len(ahead) <= 4 * num_workers:
                     ahead.append(executor.submit(several, starts.popleft()))

@@ -18,6 +18,7 @@ import domainbed
 from domainbed.analysis import card, export, exported
 from domainbed.errors import UserError
 from domainbed.networks.encoders import TimmEncoder
+from domainbed.registry import DATASETS
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +196,16 @@ def test_checked_on_the_runs_images(photographs: Path, tmp_path: Path) -> None:
     assert found["checked_on"] == "16 images of the run's data set" and not found["notes"]
     found = export.analyse(path, tmp_path / "out", data_dir=tmp_path / "gone")
     assert found["checked_on"] == "16 random images" and "gone" in found["notes"][0]
+
+
+def test_images_that_fail_to_open_do_not_keep_a_model_from_being_handed_on(photographs, tmp_path, monkeypatch) -> None:
+    def fail(self, data_dir, hparams) -> None:
+        raise ValueError("bytes that are no text")
+
+    _, path = saved("AE", tmp_path, data_dir=photographs)
+    monkeypatch.setattr(DATASETS["Folder"], "__init__", fail)
+    found = export.analyse(path, tmp_path / "out")
+    assert found["checked_on"] == "16 random images" and "bytes that are no text" in found["notes"][0]
 
 
 def test_group_normalisation_in_float64() -> None:

@@ -103,7 +103,7 @@ def test_what_stands_in_the_way_is_said(photographs, run):
     refused(lambda spoilt: Path(spoilt, "config.yaml").unlink(), "is not the folder of a run")
     refused(lambda spoilt: shutil.rmtree(f"{spoilt}/te_camera0/checkpoints"), "There are: none")
     refused(lambda spoilt: shutil.rmtree(f"{spoilt}/te_camera0"), "the run has saved nothing yet")
-    refused(of_an_unknown_data_set, "of the data set 'Nowhere', which is not built in")
+    refused(of_an_unknown_data_set, "the data set 'Nowhere' is not built in. Name its file with --plugin")
     refused(of_another_version, "checkpoint format 7, but this version reads format 1")
     refused(half_written, "model.safetensors")
     next(photographs.glob("camera1/0/*")).unlink()

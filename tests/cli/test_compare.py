@@ -55,3 +55,4 @@ def test_what_is_refused(two_runs, tmp_path: Path, monkeypatch, capfd, arguments
     capfd.readouterr()
     status = cli.main(["compare", *arguments])
     refused((status, *capfd.readouterr()), says)
+    assert not (tmp_path / "results" / "compare").exists(), "nothing is made for what is refused"
