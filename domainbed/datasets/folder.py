@@ -16,13 +16,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import AfterValidator
 
 from domainbed.datasets import images, labels, splits
 from domainbed.datasets.base import Dataset, Sample
+from domainbed.datasets.preprocess import Preprocess
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names
 from domainbed.registry import DATASETS
@@ -89,8 +90,16 @@ class Folder(Dataset):
         Raises:
             UnreadableImage: the file can't be decoded whole.
         """
-        path = self._root / self.samples[index].name
-        return self.preprocess(images.read_image(path, self.least_side))[0]
+        return self.read_new(self._root / self.samples[index].name, self.hparams)
+
+    @classmethod
+    def read_new(cls, path: str | os.PathLike[str], hparams: Any, with_masks: bool = False) -> np.ndarray:
+        preprocess = Preprocess(hparams.preprocess, hparams.image_size)
+        return preprocess(images.read_image(path, preprocess.least_side))[0]
+
+    @property
+    def least_side(self) -> int | None:
+        return self.preprocess.least_side
 
     def file(self, index: int) -> Path | None:
         """Return the file of image `index`."""

@@ -108,6 +108,10 @@ class TCell(Folder):
         cell = images.read_image(path)
         return _in_one_channel(hparams)(_centred(cell, max(hparams.image_size, *cell.shape[:2])))[0]
 
+    @property
+    def least_side(self) -> int | None:
+        return None
+
     def file(self, index: int) -> Path | None:
         """Return the file of image `index` where it shows a single cell."""
         return super().file(index) if self.hparams.channels == "single" else None

@@ -311,3 +311,18 @@ def test_every_image_is_listed_once(tmp_path):
         parts = [rng.choice("ab"), rng.choice(["", "train", "val"]), rng.choice(["x", "y"]), rng.choice(["", "s", "t"])]
         names.add("/".join([*filter(None, parts), f"{rng.randrange(50)}{rng.choice(['.jpg', '.Tif', '.jpeg'])}"]))
     assert [s.name for s in folder(write(tmp_path, *names)).samples] == sorted(names)
+
+
+def test_a_large_jpeg_is_decoded_no_larger_than_needed_and_a_new_one_likewise(tmp_path):
+    path = tmp_path / "camera" / "0" / "large.jpg"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)).save(path, quality=95)
+    data = folder(tmp_path, image_size=32, preprocess=["resize"])
+    assert data.least_side == 64
+    with Image.open(path) as image:  # the decoder's own way to an eighth, 75 x 100 pixels
+        image.draft("RGB", (100, 75))
+        eighth = data.preprocess(np.asarray(image))[0]
+    with Image.open(path) as image:
+        whole = data.preprocess(np.asarray(image))[0]
+    assert np.array_equal(data.read(0), eighth) and not np.array_equal(data.read(0), whole)
+    assert np.array_equal(data.read_new(path, data.hparams), eighth)
