@@ -89,7 +89,7 @@ class Manifest(Dataset):
         Raises:
             UnreadableImage: the file can't be decoded whole.
         """
-        return self.preprocess(images.read_image(self._path(self.samples[index].name), self.least_side))[0]
+        return self.read_new(self._path(self.samples[index].name), self.hparams, bool(self.masks))
 
     @classmethod
     def read_new(cls, path: str | os.PathLike[str], hparams: Any, with_masks: bool = False) -> np.ndarray:

@@ -110,7 +110,7 @@ class TCell(Folder):
 
     @property
     def least_side(self) -> int | None:
-        return None
+        return None  # a cell is centred in pixels of its file
 
     def file(self, index: int) -> Path | None:
         """Return the file of image `index` where it shows a single cell."""
