@@ -6,7 +6,8 @@ Which images are shown depends on the data alone, so that the pictures of two st
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from domainbed import metrics
-from domainbed.algorithms.base import Algorithm, Reconstructor, Sampler, Segmenter, reconstruct_with
+from domainbed.algorithms.base import (
+    Algorithm,
+    Encoder,
+    Posterior,
+    Reconstructor,
+    Sampler,
+    Segmenter,
+    reconstruct_with,
+)
 from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine
 from domainbed.errors import explain_os_errors
+from domainbed.evaluator import computed_once
 
 NUM_IMAGES = 8
 SAMPLE_ROWS = 2
@@ -50,10 +60,48 @@ def fixed_rows(images: Images, environment: int, split: str) -> np.ndarray:
     return rows[chosen[np.lexsort((turn[chosen], labels[chosen]))]]
 
 
+@dataclass
+class Place:
+    """The images of one picture: some rows of one split of an environment."""
+
+    environment: int
+    split: str
+    rows: np.ndarray
+
+
+def places_of(images: Images) -> Iterator[Place]:
+    """Yield every environment's splits that have images to show."""
+    for environment in range(len(images.environments)):
+        for split in SPLITS:
+            rows = fixed_rows(images, environment, split)
+            if len(rows):
+                yield Place(environment, split, rows)
+
+
+@dataclass
+class Shown:
+    """What an algorithm made of the fixed images.
+
+    Attributes:
+        files: the pictures, by their names: "<environment>_<split>" and "samples".
+        codes: of held-out images, (N, ...) float32 on the CPU, by "<environment>_<kind>": mean and sigma of a
+            posterior, or the code of an encoder.
+    """
+
+    files: dict[str, Path] = field(default_factory=dict)
+    codes: dict[str, Tensor] = field(default_factory=dict)
+
+
 def dump(
-    algorithm: Algorithm, engine: Engine, images: Images, target: list[int], folder: Path, title: str
-) -> dict[str, Path]:
-    """Write `<environment>_<split>.png` for every environment, and `samples.png`; return the files by that name.
+    algorithm: Algorithm,
+    engine: Engine,
+    images: Images,
+    target: list[int],
+    folder: Path,
+    title: str,
+    batch_size: int,
+) -> Shown:
+    """Write `<environment>_<split>.png` for every environment, and `samples.png`; return them with the images' codes.
 
     An algorithm that can neither reconstruct nor segment leaves none of the former, and one that can't sample none of
     the latter.
@@ -65,48 +113,65 @@ def dump(
         target: environments that were left out, which the pictures say.
         folder: `recon_step_<N>/te_<target>`.
         title: stands in the picture's first line.
+        batch_size: images that the algorithm is given at once, as far as whole pictures allow.
     """
     segmenter = algorithm if isinstance(algorithm, Segmenter) and images.mask_classes else None
-    shown = range(len(images.environments)) if segmenter or isinstance(algorithm, Reconstructor) else ()
-    files = {}
+    drawn = segmenter is not None or isinstance(algorithm, Reconstructor)
+    wanted = {"train": drawn, "val": drawn or isinstance(algorithm, (Posterior, Encoder))}
+    shown = Shown()
 
     def write(name: str, picture: Image.Image) -> None:
-        files[name] = folder / f"{name}.png"
-        picture.save(files[name], compress_level=COMPRESS_LEVEL)
+        folder.mkdir(parents=True, exist_ok=True)
+        shown.files[name] = folder / f"{name}.png"
+        picture.save(shown.files[name], compress_level=COMPRESS_LEVEL)
+
+    def show(places: list[Place]) -> None:
+        """Show what becomes of the images of some places, which are one batch."""
+        rows = np.concatenate([place.rows for place in places])
+        sizes = [len(place.rows) for place in places]
+        x, y = engine.to_device(images.pixels(rows)), images.targets(rows, images.planes(rows))
+        with engine.evaluation(algorithm, seed=0), computed_once(algorithm):
+            codes = codes_of(algorithm, x)
+            if drawn:
+                output = segmenter.segment(x) if segmenter else reconstruct_with(algorithm, x, y.to(x.device))
+        for kind, values in codes.items():
+            for place, of_place in zip(places, values.float().cpu().split(sizes), strict=True):
+                if place.split == "val":
+                    shown.codes[f"{images.environments[place.environment]}_{kind}"] = of_place
+        if not drawn:
+            return
+        parts = (one.split(sizes) for one in (x.cpu(), output.float().cpu(), y))
+        for place, of_x, of_output, of_y in zip(places, *parts, strict=True):
+            name = images.environments[place.environment]
+            trained_on = "trained on" if place.split == "train" else "held out"
+            role = "left out of training" if place.environment in target else trained_on
+            heading = f"{title} · {name}, {place.split} ({role})"
+            if segmenter:
+                picture = mask_panel(of_x, of_output, of_y, images.target_classes, heading)
+            else:
+                labels = [images.classes[images.labels[row]] if images.classes else "" for row in place.rows]
+                picture = panel(of_x, of_output, labels, heading)
+            write(f"{name}_{place.split}", picture)
 
     with explain_os_errors(f"writing {folder}"):
-        if shown or isinstance(algorithm, Sampler):
-            folder.mkdir(parents=True, exist_ok=True)
-        for environment in shown:
-            name = images.environments[environment]
-            for split in SPLITS:
-                rows = fixed_rows(images, environment, split)
-                if not len(rows):
-                    continue
-                x = engine.to_device(images.pixels(rows))
-                role = (
-                    "left out of training"
-                    if environment in target
-                    else "trained on"
-                    if split == "train"
-                    else "held out"
-                )
-                heading = f"{title} · {name}, {split} ({role})"
-                y = images.targets(rows, images.planes(rows))
-                with engine.evaluation(algorithm, seed=0):
-                    output = segmenter.segment(x) if segmenter else reconstruct_with(algorithm, x, y.to(x.device))
-                if segmenter:
-                    picture = mask_panel(x.cpu(), output.float().cpu(), y, images.target_classes, heading)
-                else:
-                    labels = [images.classes[images.labels[row]] if images.classes else "" for row in rows]
-                    picture = panel(x.cpu(), output.float().cpu(), labels, heading)
-                write(f"{name}_{split}", picture)
+        places = [place for place in places_of(images) if wanted[place.split]]
+        together = max(1, batch_size // NUM_IMAGES)
+        for first in range(0, len(places), together):
+            show(places[first : first + together])
         if isinstance(algorithm, Sampler):
             with engine.evaluation(algorithm, seed=0):
                 samples = algorithm.sample(SAMPLE_ROWS * NUM_IMAGES).float().cpu()
             rows_of_samples = {f"samples {i + 1}": one for i, one in enumerate(samples.split(NUM_IMAGES))}
             write("samples", sheet(rows_of_samples, [""] * NUM_IMAGES, f"{title} · drawn from the prior"))
-    return files
+    return shown
+
+
+def codes_of(algorithm: Algorithm, x: Tensor) -> dict[str, Tensor]:
+    """Return the codes (B, ...) of images (B, C, H, W) by kind: mean and sigma of a posterior, or the code, or none."""
+    if isinstance(algorithm, Posterior):
+        mean, logvar = algorithm.posterior(x)
+        return {"mean": mean, "sigma": (0.5 * logvar.float()).exp()}
+    return {"code": algorithm.encode(x)} if isinstance(algorithm, Encoder) else {}
 
 
 def panel(x: Tensor, output: Tensor, labels: list[str], title: str) -> Image.Image:

@@ -26,9 +26,7 @@ from domainbed import checkpoint, classification_report, evaluator, metrics, mod
 from domainbed.algorithms import finished
 from domainbed.algorithms.base import (
     Algorithm,
-    Encoder,
     ExplainsWeights,
-    Posterior,
     Predictor,
     Reconstructor,
     SeesClassCounts,
@@ -568,7 +566,7 @@ class Training:
         self.board.scalars({f"train/{key}": value for key, value in values.items()}, step)
 
     def dump(self, step: int | None) -> None:
-        """Write the pictures of a step, and histograms of their codes; None is the end."""
+        """Write the pictures of a step, and histograms of the codes of what they show; None is the end."""
         if not self.engine.is_main:
             return
         folder = (
@@ -576,28 +574,12 @@ class Training:
         )
         at = self.settings.steps if step is None else step
         title = f"{self.settings.algorithm} · step {at} · target {self.name}"
-        files = reconstructions.dump(self.algorithm, self.engine, self.images, self.target, folder, title)
-        for name, path in files.items():
+        batch_size = self.settings.eval_batch_size
+        shown = reconstructions.dump(self.algorithm, self.engine, self.images, self.target, folder, title, batch_size)
+        for name, path in shown.files.items():
             self.board.picture(f"reconstructions/{name}", path, at)
-        self.histograms(at)
-
-    def histograms(self, step: int) -> None:
-        """Add histograms of the fixed images' codes, per environment: mean and sigma of a posterior, or the code."""
-        if not isinstance(self.algorithm, (Posterior, Encoder)):
-            return
-        for environment, name in enumerate(self.images.environments):
-            rows = reconstructions.fixed_rows(self.images, environment, "val")
-            if not len(rows):
-                continue
-            x = self.engine.to_device(self.images.pixels(rows))
-            with self.engine.evaluation(self.algorithm, evaluator.NOISE_SEED):
-                if isinstance(self.algorithm, Posterior):
-                    mean, logvar = self.algorithm.posterior(x)
-                    codes = {"mean": mean, "sigma": (0.5 * logvar.float()).exp()}
-                else:
-                    codes = {"code": self.algorithm.encode(x)}
-            for kind, values in codes.items():
-                self.board.histogram(f"latent/{name}_{kind}", values.float().cpu(), step)
+        for name, codes in shown.codes.items():
+            self.board.histogram(f"latent/{name}", codes, at)
 
     def note(self, text: str) -> None:
         """Say something that nobody should miss: at the start, in the log, and in the summary."""

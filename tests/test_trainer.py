@@ -438,6 +438,43 @@ def test_tensorboard_holds_the_scalars_the_pictures_and_the_histograms(train, ph
     assert steps == [1, 2, 3, 4]
 
 
+def test_pictures_and_histograms_show_the_same_in_whatever_batches_they_are_computed(train, photographs: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pictures, histograms = {}, {}
+    for batch_size in (4, 24, 64):  # a picture alone, three, all
+        name = f"batch_{batch_size}"
+        options = ["--eval_batch_size", batch_size, "--precision", "float32", *SHORT, "image_size=20"]
+        train(name, "--data_dir", photographs, "--test_envs", "0", *options)
+        pictures[batch_size] = {
+            path.name: np.asarray(Image.open(path)).astype(int)
+            for path in sorted((run_folder(name) / "recon_step_0").rglob("*.png"))
+        }
+        events = EventAccumulator(str(run_folder(name) / "tensorboard/te_camera0"), {"histograms": 0})
+        events.Reload()
+        histograms[batch_size] = {tag: events.Histograms(tag)[0].histogram_value for tag in events.Tags()["histograms"]}
+    assert len(pictures[4]) == len({picture.tobytes() for picture in pictures[4].values()}) == 6 + 1  # and samples
+    assert len({found.sum for found in histograms[4].values()}) == len(histograms[4]) == 6
+    for batch_size in (24, 64):
+        assert (
+            pictures[batch_size].keys() == pictures[4].keys() and histograms[batch_size].keys() == histograms[4].keys()
+        )
+        for name, picture in pictures[4].items():
+            assert np.abs(pictures[batch_size][name] - picture).max() <= 3, (
+                name
+            )  # a difference is shown 3 times as large
+        for tag, found in histograms[4].items():
+            again = histograms[batch_size][tag]
+            assert again.num == found.num and again.sum == pytest.approx(found.sum, rel=1e-4), tag
+    with open(run_folder("batch_64") / "images.csv", newline="") as file:
+        held_out = [row for row in csv.DictReader(file) if (row["environment"], row["split"]) == ("camera1", "val")]
+    assert len(held_out) <= 8, "else not all of them are shown"
+    x = torch.stack([torch.from_numpy(np.array(Image.open(photographs / row["image"]))) for row in held_out])
+    mean, _ = domainbed.load(run_folder("batch_64"), checkpoint="init").posterior(x.permute(0, 3, 1, 2) / 255)
+    assert histograms[64]["latent/camera1_mean"].num == mean.numel()
+    assert histograms[64]["latent/camera1_mean"].sum == pytest.approx(mean.sum().item(), rel=1e-3)
+
+
 def test_a_plugin_trains_resumes_and_loads(train, photographs: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(
