@@ -200,7 +200,7 @@ def segmentation(masks: MaskCounts) -> dict[str, Any]:
 
 
 def bootstrap(
-    groups: Sequence[Hashable], *, level: float = 0.95, **figures: Any
+    groups: Sequence[Hashable], *, level: float = 0.95, **arguments: Any
 ) -> dict[str, tuple[float, float] | None]:
     """Percentile intervals (Efron 1979) from drawing groups, such as patients, with replacement.
 
@@ -210,14 +210,15 @@ def bootstrap(
     Args:
         groups: N names, images of one group share one.
         level: share of the resampled figures inside the interval.
-        figures: further arguments of `resamples`.
+        arguments: the others of `resamples`, which say of what.
 
     Returns:
         Name to (low, high); None where more than half of the resamples leave the figure undefined, and with a single
         group, which cannot be resampled.
     """
     several = len(set(groups)) > 1
-    return {name: interval(values, level) if several else None for name, values in resamples(groups, **figures).items()}
+    found = resamples(groups, **arguments)
+    return {name: interval(values, level) if several else None for name, values in found.items()}
 
 
 def resamples(

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -61,31 +62,74 @@ def fixed_rows(images: Images, environment: int, split: str) -> np.ndarray:
 
 
 @dataclass
-class Place:
-    """The images of one picture: some rows of one split of an environment."""
+class Answer:
+    """What an algorithm makes of the images of one picture; tensors are on the CPU.
+
+    Attributes:
+        environment: index of theirs. split: "train" or "val". rows: (N,) of the run's images.
+        x: (N, C, H, W) float32 in [0, 1]. y: labels (N,), or masks as in `objectives.segmentation`.
+        output: reconstructions (N, C, H, W) or logits of masks (N, K, H, W), float32; None of an algorithm without.
+        codes: (N, ...) float32 by kind: mean and sigma of a posterior, or the code of an encoder; empty without either.
+    """
 
     environment: int
     split: str
     rows: np.ndarray
+    x: Tensor
+    y: Tensor
+    output: Tensor | None
+    codes: dict[str, Tensor]
 
 
-def places_of(images: Images) -> Iterator[Place]:
-    """Yield every environment's splits that have images to show."""
-    for environment in range(len(images.environments)):
-        for split in SPLITS:
-            rows = fixed_rows(images, environment, split)
-            if len(rows):
-                yield Place(environment, split, rows)
+def answers(algorithm: Algorithm, engine: Engine, images: Images, batch_size: int) -> Iterator[Answer]:
+    """Yield an algorithm's answers to the fixed images, for every split of every environment that has some.
+
+    The images of as many pictures as `batch_size` holds are one batch, which is encoded once for all that is asked.
+    """
+    places = [
+        (environment, split, rows)
+        for environment in range(len(images.environments))
+        for split in SPLITS
+        if len(rows := fixed_rows(images, environment, split))
+    ]
+    together = max(1, batch_size // NUM_IMAGES)
+    for first in range(0, len(places), together):
+        some = places[first : first + together]
+        rows = np.concatenate([rows for *_, rows in some])
+        x, y = engine.to_device(images.pixels(rows)), images.targets(rows, images.planes(rows))
+        with engine.evaluation(algorithm, seed=0), computed_once(algorithm):
+            found = {"x": x, **_codes(algorithm, x)}
+            if segments(algorithm, images):
+                found["output"] = algorithm.segment(x)
+            elif isinstance(algorithm, Reconstructor):
+                found["output"] = reconstruct_with(algorithm, x, y.to(x.device))
+        sizes = [len(rows) for *_, rows in some]
+        parts = {name: values.float().cpu().split(sizes) for name, values in found.items()} | {"y": y.split(sizes)}
+        for number, place in enumerate(some):
+            of_place = {name: values[number] for name, values in parts.items()}
+            yield Answer(*place, of_place.pop("x"), of_place.pop("y"), of_place.pop("output", None), of_place)
+
+
+def segments(algorithm: Algorithm, images: Images) -> TypeGuard[Segmenter]:
+    """Whether masks are what an algorithm answers in a run."""
+    return isinstance(algorithm, Segmenter) and images.mask_classes is not None
+
+
+def _codes(algorithm: Algorithm, x: Tensor) -> dict[str, Tensor]:
+    """Return the codes (B, ...) of images (B, C, H, W), as in `Answer`."""
+    if isinstance(algorithm, Posterior):
+        mean, logvar = algorithm.posterior(x)
+        return {"mean": mean, "sigma": (0.5 * logvar.float()).exp()}
+    return {"code": algorithm.encode(x)} if isinstance(algorithm, Encoder) else {}
 
 
 @dataclass
 class Shown:
-    """What an algorithm made of the fixed images.
+    """What is to be looked at.
 
     Attributes:
         files: the pictures, by their names: "<environment>_<split>" and "samples".
-        codes: of held-out images, (N, ...) float32 on the CPU, by "<environment>_<kind>": mean and sigma of a
-            posterior, or the code of an encoder.
+        codes: of held-out images, by "<environment>_<kind>", as in `Answer`.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
@@ -115,9 +159,6 @@ def dump(
         title: stands in the picture's first line.
         batch_size: images that the algorithm is given at once, as far as whole pictures allow.
     """
-    segmenter = algorithm if isinstance(algorithm, Segmenter) and images.mask_classes else None
-    drawn = segmenter is not None or isinstance(algorithm, Reconstructor)
-    wanted = {"train": drawn, "val": drawn or isinstance(algorithm, (Posterior, Encoder))}
     shown = Shown()
 
     def write(name: str, picture: Image.Image) -> None:
@@ -125,53 +166,28 @@ def dump(
         shown.files[name] = folder / f"{name}.png"
         picture.save(shown.files[name], compress_level=COMPRESS_LEVEL)
 
-    def show(places: list[Place]) -> None:
-        """Show what becomes of the images of some places, which are one batch."""
-        rows = np.concatenate([place.rows for place in places])
-        sizes = [len(place.rows) for place in places]
-        x, y = engine.to_device(images.pixels(rows)), images.targets(rows, images.planes(rows))
-        with engine.evaluation(algorithm, seed=0), computed_once(algorithm):
-            codes = codes_of(algorithm, x)
-            if drawn:
-                output = segmenter.segment(x) if segmenter else reconstruct_with(algorithm, x, y.to(x.device))
-        for kind, values in codes.items():
-            for place, of_place in zip(places, values.float().cpu().split(sizes), strict=True):
-                if place.split == "val":
-                    shown.codes[f"{images.environments[place.environment]}_{kind}"] = of_place
-        if not drawn:
-            return
-        parts = (one.split(sizes) for one in (x.cpu(), output.float().cpu(), y))
-        for place, of_x, of_output, of_y in zip(places, *parts, strict=True):
-            name = images.environments[place.environment]
-            trained_on = "trained on" if place.split == "train" else "held out"
-            role = "left out of training" if place.environment in target else trained_on
-            heading = f"{title} · {name}, {place.split} ({role})"
-            if segmenter:
-                picture = mask_panel(of_x, of_output, of_y, images.target_classes, heading)
-            else:
-                labels = [images.classes[images.labels[row]] if images.classes else "" for row in place.rows]
-                picture = panel(of_x, of_output, labels, heading)
-            write(f"{name}_{place.split}", picture)
-
     with explain_os_errors(f"writing {folder}"):
-        places = [place for place in places_of(images) if wanted[place.split]]
-        together = max(1, batch_size // NUM_IMAGES)
-        for first in range(0, len(places), together):
-            show(places[first : first + together])
+        for answer in answers(algorithm, engine, images, batch_size):
+            name, split = images.environments[answer.environment], answer.split
+            if split == "val":
+                shown.codes |= {f"{name}_{kind}": values for kind, values in answer.codes.items()}
+            if answer.output is None:
+                continue
+            trained_on = "trained on" if split == "train" else "held out"
+            role = "left out of training" if answer.environment in target else trained_on
+            heading = f"{title} · {name}, {split} ({role})"
+            if segments(algorithm, images):
+                picture = mask_panel(answer.x, answer.output, answer.y, images.target_classes, heading)
+            else:
+                labels = [images.classes[images.labels[row]] if images.classes else "" for row in answer.rows]
+                picture = panel(answer.x, answer.output, labels, heading)
+            write(f"{name}_{split}", picture)
         if isinstance(algorithm, Sampler):
             with engine.evaluation(algorithm, seed=0):
                 samples = algorithm.sample(SAMPLE_ROWS * NUM_IMAGES).float().cpu()
             rows_of_samples = {f"samples {i + 1}": one for i, one in enumerate(samples.split(NUM_IMAGES))}
             write("samples", sheet(rows_of_samples, [""] * NUM_IMAGES, f"{title} · drawn from the prior"))
     return shown
-
-
-def codes_of(algorithm: Algorithm, x: Tensor) -> dict[str, Tensor]:
-    """Return the codes (B, ...) of images (B, C, H, W) by kind: mean and sigma of a posterior, or the code, or none."""
-    if isinstance(algorithm, Posterior):
-        mean, logvar = algorithm.posterior(x)
-        return {"mean": mean, "sigma": (0.5 * logvar.float()).exp()}
-    return {"code": algorithm.encode(x)} if isinstance(algorithm, Encoder) else {}
 
 
 def panel(x: Tensor, output: Tensor, labels: list[str], title: str) -> Image.Image:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed.cli import Parser, positive
-from domainbed.cli.analysis import add_machine_options
+from domainbed.cli.analysis import add_machine_options, add_model_options
 from domainbed.cli.configuration import COMMAND_LINE, read_arguments
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
@@ -33,12 +33,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--dataset", help="data set that reads them; default: the run's, or DR if that draws its images"
     )
-    parser.add_argument("--target", help="which model of the run: the environment that was left out")
-    parser.add_argument("--seed", type=int, help="which model of the run: its seed")
-    parser.add_argument("--checkpoint", help="best, last, oracle or init (default: best)")
+    add_model_options(parser, default_checkpoint="best")
     add_machine_options(parser)
     parser.add_argument("--eval_batch_size", type=positive, help="images in one batch (default: the run's)")
-    parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
     parser.add_argument("--skip_unreadable", action="store_true", help="go on without images that can't be read")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the data set")
