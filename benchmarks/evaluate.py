@@ -51,7 +51,7 @@ PICTURES_EVERY = 1000
 #: What an image is read for, by the method that reads it; the innermost counts.
 PURPOSES = {
     "judge": "checkpoints", "final_figures": "last judgement", "trivial_figures": "mean training image",
-    "dump": "pictures", "histograms": "pictures",
+    "dump": "pictures",
 }  # fmt: skip
 
 
