@@ -84,12 +84,18 @@ class Answer:
 def answers(algorithm: Algorithm, engine: Engine, images: Images, batch_size: int) -> Iterator[Answer]:
     """Yield an algorithm's answers to the fixed images, for every split of every environment that has some.
 
-    The images of as many pictures as `batch_size` holds are one batch, which is encoded once for all that is asked.
+    The images of as many pictures as `batch_size` holds are one batch, which is encoded once for all that is asked. Of
+    an algorithm that gives codes alone it is the held-out split, of one that gives nothing there is none.
     """
+    draws = segments(algorithm, images) or isinstance(algorithm, Reconstructor)
+    encodes = isinstance(algorithm, (Posterior, Encoder))
+    if not draws and not encodes:
+        return
+    splits = SPLITS if draws else ("val",)
     places = [
         (environment, split, rows)
         for environment in range(len(images.environments))
-        for split in SPLITS
+        for split in splits
         if len(rows := fixed_rows(images, environment, split))
     ]
     together = max(1, batch_size // NUM_IMAGES)
@@ -98,7 +104,8 @@ def answers(algorithm: Algorithm, engine: Engine, images: Images, batch_size: in
         rows = np.concatenate([rows for *_, rows in some])
         x, y = engine.to_device(images.pixels(rows)), images.targets(rows, images.planes(rows))
         with engine.evaluation(algorithm, seed=0), computed_once(algorithm):
-            found = {"x": x, **_codes(algorithm, x)}
+            # copies, because what draws may work in place
+            found = {"x": x} | {kind: values.clone() for kind, values in _codes(algorithm, x).items()}
             if segments(algorithm, images):
                 found["output"] = algorithm.segment(x)
             elif isinstance(algorithm, Reconstructor):
@@ -145,7 +152,7 @@ def dump(
     title: str,
     batch_size: int,
 ) -> Shown:
-    """Write `<environment>_<split>.png` for every environment, and `samples.png`; return them with the images' codes.
+    """Write `<environment>_train.png` and `_val.png` of every environment, and `samples.png`; return these, and codes.
 
     An algorithm that can neither reconstruct nor segment leaves none of the former, and one that can't sample none of
     the latter.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -438,23 +439,58 @@ def test_tensorboard_holds_the_scalars_the_pictures_and_the_histograms(train, ph
     assert steps == [1, 2, 3, 4]
 
 
-def test_pictures_and_histograms_show_the_same_in_whatever_batches_they_are_computed(train, photographs: Path) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "num_pictures", "kinds", "num_encoded"),
+    [
+        ("VAE_DG", 6 + 1, {"mean", "sigma"}, 6),
+        ("CVAE", 6 + 1, {"mean", "sigma"}, 6),
+        ("ERM", 0, {"code"}, 3),
+        ("UNet", 6, set(), 6),
+    ],
+)
+def test_pictures_and_histograms_show_the_same_in_whatever_batches_they_are_computed(
+    train, photographs: Path, photographs_with_masks: Path, monkeypatch, algorithm, num_pictures, kinds, num_encoded
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    from domainbed import reconstructions
+
+    encoded: list[int] = []
+
+    def counting(model, *arguments):
+        """`dump`, which notes the batches that are encoded."""
+        shared = getattr(model, model.shared_in_evaluation[0])
+        forward, shared.forward = shared.forward, lambda x: (encoded.append(len(x)), forward(x))[1]
+        try:
+            return dump(model, *arguments)
+        finally:
+            del shared.forward
+
+    dump = reconstructions.dump
+    monkeypatch.setattr(reconstructions, "dump", counting)
     pictures, histograms = {}, {}
+    data_dir, dataset = (photographs_with_masks, "Manifest") if algorithm == "UNet" else (photographs, "DR")
+    options = ["--algorithm", algorithm, "--test_envs", "0", "--precision", "float32", "--dataset", dataset, *SHORT]
+    options += ["model=null", "width=4", "depth=2"] if algorithm == "UNet" else ["image_size=20"]
     for batch_size in (4, 24, 64):  # a picture alone, three, all
+        encoded.clear()
         name = f"batch_{batch_size}"
-        options = ["--eval_batch_size", batch_size, "--precision", "float32", *SHORT, "image_size=20"]
-        train(name, "--data_dir", photographs, "--test_envs", "0", *options)
+        assert train(name, "--data_dir", data_dir, "--eval_batch_size", batch_size, *options, "--steps", "1")[0] == 0
+        per_dump = num_encoded // min(num_encoded, max(1, batch_size // 8))
+        assert len(encoded) == 2 * per_dump, "at the beginning and at the end, each picture's images once"
         pictures[batch_size] = {
             path.name: np.asarray(Image.open(path)).astype(int)
-            for path in sorted((run_folder(name) / "recon_step_0").rglob("*.png"))
+            for path in sorted((run_folder(name, dataset) / "recon_step_0").rglob("*.png"))
         }
-        events = EventAccumulator(str(run_folder(name) / "tensorboard/te_camera0"), {"histograms": 0})
+        events = EventAccumulator(str(run_folder(name, dataset) / "tensorboard/te_camera0"), {"histograms": 0})
         events.Reload()
         histograms[batch_size] = {tag: events.Histograms(tag)[0].histogram_value for tag in events.Tags()["histograms"]}
-    assert len(pictures[4]) == len({picture.tobytes() for picture in pictures[4].values()}) == 6 + 1  # and samples
-    assert len({found.sum for found in histograms[4].values()}) == len(histograms[4]) == 6
+    assert len(pictures[4]) == num_pictures
+    assert len({picture.tobytes() for picture in pictures[4].values()}) == num_pictures
+    cameras = ("camera0", "camera1", "camera2")
+    assert histograms[4].keys() == {f"latent/{camera}_{kind}" for camera in cameras for kind in kinds}
+    sums = sorted(found.sum for tag, found in histograms[4].items() if not tag.endswith("sigma"))
+    assert all(after - before > 1e-3 * abs(after) for before, after in pairwise(sums)), "else no mix-up would be seen"
     for batch_size in (24, 64):
         assert (
             pictures[batch_size].keys() == pictures[4].keys() and histograms[batch_size].keys() == histograms[4].keys()
@@ -466,6 +502,8 @@ def test_pictures_and_histograms_show_the_same_in_whatever_batches_they_are_comp
         for tag, found in histograms[4].items():
             again = histograms[batch_size][tag]
             assert again.num == found.num and again.sum == pytest.approx(found.sum, rel=1e-4), tag
+    if "mean" not in kinds:
+        return
     with open(run_folder("batch_64") / "images.csv", newline="") as file:
         held_out = [row for row in csv.DictReader(file) if (row["environment"], row["split"]) == ("camera1", "val")]
     assert len(held_out) <= 8, "else not all of them are shown"

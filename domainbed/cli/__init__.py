@@ -39,8 +39,9 @@ COMMANDS = {
     "train_all": "leave each environment out in turn",
     "train_subset": "the same on a few images per environment, the first environment left out",
 }
-#: New objects between two searches for garbage. Importing torch and timm makes 700,000 objects and no garbage; Python's
-#: own 700 or 2,000 has them looked through so often that a fifth of the imports' time goes there.
+#: New objects between two searches for garbage, as long as a command runs. Importing torch and timm makes 700,000
+#: objects and no garbage; Python's own 700 or 2,000 has them looked through so often that a fifth of the imports' time
+#: goes there. Training leaves next to no garbage that only such a search finds.
 GARBAGE_THRESHOLD = 100_000
 
 
@@ -104,8 +105,8 @@ def _interrupt(number: int, frame: Any) -> None:
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command; a user's mistake is one message and status 2, an interrupt status 130, a bug its traceback."""
+    before, thresholds = None, gc.get_threshold()
     gc.set_threshold(GARBAGE_THRESHOLD)
-    before = None
     with suppress(ValueError):  # not in the main thread, where signals are another's business
         before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -122,5 +123,6 @@ def guarded(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     finally:
+        gc.set_threshold(*thresholds)
         if before is not None:
             signal.signal(signal.SIGTERM, before)

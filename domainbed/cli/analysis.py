@@ -33,12 +33,12 @@ def run_parser(command: str, description: str) -> Parser:
 
 
 def add_model_options(
-    parser: argparse.ArgumentParser, default_checkpoint: str = "the first of these that is there"
+    parser: argparse.ArgumentParser, without_checkpoint: str = "the first of these that is there"
 ) -> None:
     """Add what chooses a model of a run, and say which checkpoint it is without a choice."""
     parser.add_argument("--target", help="which model of the run: the environment that was left out")
     parser.add_argument("--seed", type=int, help="which model of the run: its seed")
-    parser.add_argument("--checkpoint", help=f"best, last, oracle or init (default: {default_checkpoint})")
+    parser.add_argument("--checkpoint", help=f"best, last, oracle or init (default: {without_checkpoint})")
     parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the run's algorithm")
 
 

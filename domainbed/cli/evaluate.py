@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--dataset", help="data set that reads them; default: the run's, or DR if that draws its images"
     )
-    add_model_options(parser, default_checkpoint="best")
+    add_model_options(parser, without_checkpoint="best")
     add_machine_options(parser)
     parser.add_argument("--eval_batch_size", type=positive, help="images in one batch (default: the run's)")
     parser.add_argument("--skip_unreadable", action="store_true", help="go on without images that can't be read")
