@@ -6,7 +6,7 @@ Which images are shown depends on the data alone, so that the pictures of two st
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
@@ -101,20 +101,27 @@ def answers(algorithm: Algorithm, engine: Engine, images: Images, batch_size: in
     together = max(1, batch_size // NUM_IMAGES)
     for first in range(0, len(places), together):
         some = places[first : first + together]
-        rows = np.concatenate([rows for *_, rows in some])
+        rows, sizes = np.concatenate([rows for *_, rows in some]), [len(rows) for *_, rows in some]
         x, y = engine.to_device(images.pixels(rows)), images.targets(rows, images.planes(rows))
+        output = None
         with engine.evaluation(algorithm, seed=0), computed_once(algorithm):
             # copies, because what draws may work in place
-            found = {"x": x} | {kind: values.clone() for kind, values in _codes(algorithm, x).items()}
+            codes = {kind: values.clone() for kind, values in _codes(algorithm, x).items()}
             if segments(algorithm, images):
-                found["output"] = algorithm.segment(x)
+                output = algorithm.segment(x)
             elif isinstance(algorithm, Reconstructor):
-                found["output"] = reconstruct_with(algorithm, x, y.to(x.device))
-        sizes = [len(rows) for *_, rows in some]
-        parts = {name: values.float().cpu().split(sizes) for name, values in found.items()} | {"y": y.split(sizes)}
+                output = reconstruct_with(algorithm, x, y.to(x.device))
+        xs, ys = _parts(x, sizes), y.split(sizes)
+        outputs = [None] * len(some) if output is None else _parts(output, sizes)
+        codes_of = {kind: _parts(values, sizes) for kind, values in codes.items()}
         for number, place in enumerate(some):
-            of_place = {name: values[number] for name, values in parts.items()}
-            yield Answer(*place, of_place.pop("x"), of_place.pop("y"), of_place.pop("output", None), of_place)
+            of_place = {kind: values[number] for kind, values in codes_of.items()}
+            yield Answer(*place, xs[number], ys[number], outputs[number], of_place)
+
+
+def _parts(values: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """Return the rows of each picture, as float32 on the CPU."""
+    return values.float().cpu().split(sizes)
 
 
 def segments(algorithm: Algorithm, images: Images) -> TypeGuard[Segmenter]:

@@ -492,13 +492,10 @@ def test_pictures_and_histograms_show_the_same_in_whatever_batches_they_are_comp
     sums = sorted(found.sum for tag, found in histograms[4].items() if not tag.endswith("sigma"))
     assert all(after - before > 1e-3 * abs(after) for before, after in pairwise(sums)), "else no mix-up would be seen"
     for batch_size in (24, 64):
-        assert (
-            pictures[batch_size].keys() == pictures[4].keys() and histograms[batch_size].keys() == histograms[4].keys()
-        )
-        for name, picture in pictures[4].items():
-            assert np.abs(pictures[batch_size][name] - picture).max() <= 3, (
-                name
-            )  # a difference is shown 3 times as large
+        assert pictures[batch_size].keys() == pictures[4].keys()
+        assert histograms[batch_size].keys() == histograms[4].keys()
+        for name, picture in pictures[4].items():  # a difference is shown 3 times as large
+            assert np.abs(pictures[batch_size][name] - picture).max() <= 3, name
         for tag, found in histograms[4].items():
             again = histograms[batch_size][tag]
             assert again.num == found.num and again.sum == pytest.approx(found.sum, rel=1e-4), tag
