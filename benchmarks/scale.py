@@ -2,16 +2,17 @@
 
     python benchmarks/scale.py [--sizes 1000 10000 100000] [--quick]
 
-Every size is measured in a process of its own, smallest to largest in turn, `--pairs` times; figures are medians. The
-images are noise of 24 px, made from their number when they are packed: nothing but the number of images differs.
+The images are PNG files of noise, 24 px, written before anything is timed: nothing but their number differs. Figures
+are medians of `--pairs` measurements, smallest to largest in turn.
 
     step     milliseconds of a training step: `TrainLoader` read ahead by `ReadAhead`, crop, flip and colour jitter, and
-             `Engine` on an autoencoder of a few thousand weights, 16 images per environment; median of all steps but
-             the first ones
-    memory   anonymous memory of the process after these steps, in MB (RssAnon of /proc/self/status, Linux only): pages
-             of the pack, which the system can drop, do not count
+             `Engine` on an autoencoder of a few thousand weights, 16 images per environment; median of all steps. All
+             sizes take turns in one process, some steps each: between processes a step differs by more than by size
+    memory   anonymous memory of a process of one size after some steps, in MB (RssAnon of /proc/self/status, Linux
+             only): pages of the pack, which the system can drop, do not count
     packing  seconds of `prepare` the first time, which decodes every image
-    start    seconds of listing the images and of `prepare` when the pack is there, without imports
+    start    seconds of listing the files and of `prepare` when the pack is there, without imports, in a process of one
+             size
 
 The ratio is the cost of a step at the largest size over that at the smallest; so are `memory_ratio` and `start_ratio`.
 1 means that it does not grow.
@@ -29,13 +30,15 @@ from typing import Any
 import numpy as np
 import torch
 from paired import AUGMENT, guarded_by, output_of, parser, record
+from PIL import Image
 
 from domainbed.algorithms.autoencoder import AE
 from domainbed.cli import positive
 from domainbed.datasets.augment import Augment
-from domainbed.datasets.base import Dataset, Sample
+from domainbed.datasets.folder import Folder
 from domainbed.datasets.loaders import ReadAhead, TrainLoader
-from domainbed.datasets.prepare import prepare
+from domainbed.datasets.prepare import default_num_workers, prepare
+from domainbed.datasets.threads import in_threads
 from domainbed.engine import Engine
 from domainbed.errors import UserError
 
@@ -43,105 +46,112 @@ SCRIPT = Path(__file__).resolve()
 ENVIRONMENTS, CLASSES, SIZE, BATCH_SIZE = 4, 2, 24, 16
 FIGURES = {"step": "ms", "memory": "MB", "packing": "s", "start": "s"}
 LAYERS = ["conv 4 3", "relu", "maxpool 4", "code", "upsample 4", "conv image 3"]
-WARM_UP = 10
+#: Steps of one size before it is the next one's turn, and how many of them are not counted: what is read ahead is
+#: fetched in the first ones.
+TURN, WARM_UP = 30, 10
 SIZES = [1_000, 10_000, 100_000]
-
-
-class Noise(Dataset):
-    """Images of noise, the same for the same number."""
-
-    name = "Noise"
-
-    def __init__(self, num_images: int) -> None:
-        super().__init__(None, Dataset.HParams.model_validate({"image_size": SIZE, "preprocess": []}))
-        self.environments = [f"camera{number}" for number in range(ENVIRONMENTS)]
-        self.classes = [str(number) for number in range(CLASSES)]
-        self.samples = [
-            Sample(index % ENVIRONMENTS, f"{index:06}", index // ENVIRONMENTS % CLASSES, f"{index:06}")
-            for index in range(num_images)
-        ]
-
-    def read(self, index: int) -> np.ndarray:
-        return np.frombuffer(np.random.default_rng(index).bytes(SIZE * SIZE * 3), np.uint8).reshape(SIZE, SIZE, 3)
-
-    def content(self, index: int) -> str:
-        return f"noise {index}"
 
 
 def main() -> int:
     options = parser(__doc__, pairs=3, quick="1,000 and 10,000 images, few steps, once")
     options.add_argument("--sizes", type=positive, nargs="+", default=SIZES, help="numbers of images")
-    options.add_argument("--steps", type=positive, default=300, help="that are timed: 300")
-    options.add_argument("--measure", type=Path, metavar="CACHE", help="measure one size in this process, as JSON")
+    options.add_argument("--turns", type=positive, default=20, help=f"of {TURN} steps that each size has: 20")
+    options.add_argument("--measure", type=Path, metavar="FOLDER", help="measure these sizes in this process, as JSON")
     return guarded_by(options, run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare, or measure one size."""
+    """Compare, or measure."""
     smallest = ENVIRONMENTS * BATCH_SIZE * 2
     if min(arguments.sizes) < smallest:
         raise UserError(f"--sizes {min(arguments.sizes)} is too small. Give {smallest} or more")
     if arguments.measure is None:
         return compare(arguments)
-    print(json.dumps(measure(arguments.sizes[0], arguments.steps, arguments.measure)))
+    print(json.dumps(measure(arguments.sizes, arguments.turns, arguments.measure)))
     return 0
 
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print the table and the line for programs; return the exit status."""
     if arguments.quick:
-        vars(arguments).update(sizes=[1_000, 10_000], steps=40, pairs=1)
-    sizes, pairs = sorted(arguments.sizes), arguments.pairs
-    found: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
-    with tempfile.TemporaryDirectory() as folder:
-        packing = {size: in_process(size, 1, Path(folder))["start"] for size in sizes}
+        vars(arguments).update(sizes=[1_000, 10_000], turns=2, pairs=1)
+    sizes, pairs = sorted(set(arguments.sizes)), arguments.pairs
+    found: dict[int, dict[str, list[float]]] = {size: {figure: [] for figure in FIGURES} for size in sizes}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for size in sizes:
+            write_images(folder / str(size), size)
+            found[size]["packing"].append(in_process([size], 1, folder)["start"][0])
         for _ in range(pairs):
             for size in sizes:
-                found[size].append(in_process(size, arguments.steps, Path(folder)))
-    figures = {
-        size: {key: statistics.median(one[key] for one in found[size]) for key in ("step", "memory", "start")}
-        | {"packing": packing[size]}
-        for size in sizes
-    }
+                alone = in_process([size], 1, folder)
+                found[size]["memory"].append(alone["memory"])
+                found[size]["start"] += alone["start"]
+            for size, step in zip(sizes, in_process(sizes, arguments.turns, folder)["step"], strict=True):
+                found[size]["step"].append(step)
+    figures = {size: {figure: statistics.median(found[size][figure]) for figure in FIGURES} for size in sizes}
     print(f"{ENVIRONMENTS} environments, {BATCH_SIZE} images of each a step; medians of {pairs}")
-    print(f"{'images':>10}" + "".join(f"{f'{key} ({unit})':>15}" for key, unit in FIGURES.items()))
+    print(f"{'images':>10}" + "".join(f"{f'{figure} ({unit})':>15}" for figure, unit in FIGURES.items()))
     for size in sizes:
-        print(f"{size:10}" + "".join(f"{figures[size][key]:15.2f}" for key in FIGURES))
+        print(f"{size:10}" + "".join(f"{figures[size][figure]:15.2f}" for figure in FIGURES))
     first, last = figures[sizes[0]], figures[sizes[-1]]
-    ratios = {key: last[key] / first[key] for key in FIGURES}
-    print(f"{'ratio':>10}" + "".join(f"{ratios[key]:15.2f}" for key in FIGURES))
-    more: dict[str, Any] = {f"{key}_ratio": ratios[key] for key in ("memory", "start")} | {"sizes": figures}
+    ratios = {figure: last[figure] / first[figure] for figure in FIGURES}
+    print(f"{'ratio':>10}" + "".join(f"{ratios[figure]:15.2f}" for figure in FIGURES))
+    more: dict[str, Any] = {f"{figure}_ratio": ratios[figure] for figure in ("memory", "start")} | {"sizes": figures}
     print(record("scale", ratios["step"], last["step"], first["step"], "ms/step", pairs, **more))
     return 0
 
 
-def in_process(size: int, steps: int, cache: Path) -> dict[str, float]:
-    """Measure one size in a new process."""
-    command = [SCRIPT, "--measure", cache, "--sizes", size, "--steps", steps]
-    return json.loads(output_of(command, cache).splitlines()[-1])
+def write_images(folder: Path, count: int) -> None:
+    """Write `count` images, <folder>/<environment>/<class>/<number>.png."""
+
+    def write(index: int) -> None:
+        place = folder / f"camera{index % ENVIRONMENTS}" / str(index // ENVIRONMENTS % CLASSES)
+        place.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+        Image.fromarray(noise).save(place / f"{index:06}.png", compress_level=0)
+
+    for _ in in_threads(write, range(count), default_num_workers(), "writing images"):
+        pass
 
 
-def measure(size: int, steps: int, cache: Path) -> dict[str, float]:
-    """Return the figures of one size; `start` includes the packing where the pack is not there yet."""
-    started = time.perf_counter()
-    dataset = Noise(size)  # stays, as in a run
-    images = prepare(
-        dataset, trial_seed=0, holdout_fraction=0.2, subset_size=None, cache_dir=cache, num_workers=1,
-        skip_unreadable=False, strict=False, report=lambda line: None,
-    )  # fmt: skip
-    start = time.perf_counter() - started
-    engine, sources = Engine("cpu"), list(range(ENVIRONMENTS))
-    algorithm = AE(images.input_shape, CLASSES, ENVIRONMENTS, {"layers": LAYERS, "latent_dim": 16})
+def in_process(sizes: list[int], turns: int, folder: Path) -> dict[str, Any]:
+    """Measure some sizes in a new process; see `measure`."""
+    command = [SCRIPT, "--measure", folder, "--turns", turns, "--sizes", *sizes]
+    return json.loads(output_of(command, folder).splitlines()[-1])
+
+
+def measure(sizes: list[int], turns: int, folder: Path) -> dict[str, Any]:
+    """Return `start` and `step` of each size, and `memory` of all; `start` includes the packing where there is none."""
+    start, loaders, kept = [], [], []
+    settings = Folder.HParams.model_validate({"image_size": SIZE, "preprocess": []})
+    for size in sizes:
+        started = time.perf_counter()
+        dataset = Folder(folder / str(size), settings)
+        images = prepare(
+            dataset, trial_seed=0, holdout_fraction=0.2, subset_size=None, cache_dir=folder / f"cache_{size}",
+            num_workers=default_num_workers(), skip_unreadable=False, strict=False, report=lambda line: None,
+        )  # fmt: skip
+        start.append(time.perf_counter() - started)
+        loaders.append(TrainLoader(images, list(range(ENVIRONMENTS)), BATCH_SIZE, 0, Augment(AUGMENT)))
+        kept.append(dataset)  # as in a run
+    engine = Engine("cpu")
+    algorithm = AE(loaders[0].images.input_shape, CLASSES, ENVIRONMENTS, {"layers": LAYERS, "latent_dim": 16})
     engine.prepare(algorithm)
-    loader = TrainLoader(images, sources, BATCH_SIZE, 0, Augment(AUGMENT))
-    times = []
-    with ReadAhead(loader.read, 0, WARM_UP + steps) as ahead:
-        for step in range(WARM_UP + steps):
-            began = time.perf_counter()
-            torch.manual_seed(step)
-            algorithm.update(loader.finish(next(ahead), step, engine.to_device))
-            times.append(time.perf_counter() - began)
-    return {"start": start, "step": 1000 * statistics.median(times[WARM_UP:]), "memory": anonymous_memory()}
+    times: list[list[float]] = [[] for _ in sizes]
+    for turn in range(turns):
+        for loader, of_size in zip(loaders, times, strict=True):
+            steps = range(turn * TURN, (turn + 1) * TURN)
+            with ReadAhead(loader.read, steps.start, steps.stop) as ahead:
+                of_turn = []
+                for step in steps:
+                    began = time.perf_counter()
+                    torch.manual_seed(step)
+                    algorithm.update(loader.finish(next(ahead), step, engine.to_device))
+                    of_turn.append(time.perf_counter() - began)
+            of_size += of_turn[WARM_UP:]
+    step_ms = [1000 * statistics.median(of_size) for of_size in times]
+    return {"start": start, "step": step_ms, "memory": anonymous_memory()}
 
 
 def anonymous_memory() -> float:

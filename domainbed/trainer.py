@@ -292,10 +292,12 @@ class Training:
 
     def say_what_finished_runs_have_seen(self) -> None:
         """Note whatever a finished run has seen that this one leaves or holds out."""
-        config = self.shared.config
+        config, runs = self.shared.config, finished.runs_of(self.hparams)
+        if not runs:
+            return
         trained_on = {self.images.contents[row] for row in self.train_rows}  # duplicates are named elsewhere
         unseen = [content for content in self.images.contents if content not in trained_on]
-        for key, run in finished.runs_of(self.hparams).items():
+        for key, run in runs.items():
             for warning in finished.warnings_of(
                 key,
                 run,

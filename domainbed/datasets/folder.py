@@ -111,7 +111,7 @@ class Folder(Dataset):
         Raises:
             UnreadableImage: the file can't be opened.
         """
-        return images.digest(self._root / self.samples[index].name)
+        return images.digest(os.path.join(self._root, self.samples[index].name))
 
     def _order(self, folders: set[tuple[str, str]]) -> labels.Scale:
         """Return the classes that these folders, (environment, class folder) each, stand for."""

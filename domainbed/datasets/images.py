@@ -7,14 +7,16 @@ a model sees are in `preprocess`.
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import re
 import stat
+import struct
 import threading
 import time
 import warnings
+import zlib
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,9 +131,11 @@ def digest(path: str | os.PathLike[str]) -> str:
     Raises:
         UnreadableImage: the file can't be read.
     """
+    memory = _memory
+    if memory and (known := memory.recall(path)):
+        return known
     with _plain_reasons():
         _refuse_what_is_no_file(path)
-        memory = _memory
         return memory.digest(path) if memory else _sha256(path)
 
 
@@ -139,8 +143,8 @@ def digest(path: str | os.PathLike[str]) -> str:
 def digests_remembered_in(path: Path) -> Iterator[None]:
     """While active, `digest` in any thread reads a file again only if its size or a time stamp changed.
 
-    So that finding the packed copy of 70 GB of photographs does not read 70 GB. `path` is a small JSON file; one that
-    is missing, damaged or can't be written costs time and nothing else.
+    So that finding the packed copy of 70 GB of photographs does not read 70 GB. `path` is a file of 76 bytes for each
+    of them; one that is missing, damaged or can't be written costs time and nothing else.
     """
     global _memory
     memory, outer = _DigestMemory(path), _memory
@@ -153,40 +157,72 @@ def digests_remembered_in(path: Path) -> Iterator[None]:
 
 
 class _DigestMemory:
-    """Digests by absolute path, each with the size and time stamps under which it was computed."""
+    """What is known of files when a run starts, and what is found out about others.
+
+    A record is asked for by 64 bits of a digest of the absolute path, and counts if the other 64, the file's size and
+    its time stamps are what they were, and its own checksum is right. Records lie in an array, not in a dictionary:
+    they are as many as images, wanted for a moment, and Python's objects would leave holes in memory that stay.
+    """
 
     SETTLED_NS = 2_000_000_000  # a younger file may change again within one tick of its time stamp (FAT: 2 s)
+    RECORD = struct.Struct("<16sQqq32sI")  # path, size, modified, changed, digest, checksum
+    TYPE = np.dtype([("path", "<u8"), ("rest", f"V{RECORD.size - 8}")])
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.known = self._load()
-        self.new: dict[str, list] = {}
+        self.paths = np.ascontiguousarray(self.known["path"]).data
+        self.new: dict[bytes, bytes] = {}  # records by path
 
-    def _load(self) -> dict[str, list]:
+    def _load(self) -> np.ndarray:
+        """Return the records of the file, ordered by path."""
         try:
-            known = json.loads(self.path.read_text(encoding="utf-8"))
-            return known if isinstance(known, dict) else {}
-        except (OSError, ValueError):
-            return {}
+            known = np.fromfile(self.path, self.TYPE)
+        except OSError:
+            return np.zeros(0, self.TYPE)
+        return known[np.argsort(known["path"])]
+
+    def recall(self, path: str | os.PathLike[str]) -> str | None:
+        """Return the digest of a file that is as it was; asked for every image at every start, so one look at it."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        key = self._key(path)
+        record = self.new.get(key)
+        if record is None:
+            at = bisect_left(self.paths, int.from_bytes(key[:8], "little"))
+            if at == len(self.paths):
+                return None
+            record = self.known[at].tobytes()
+        *stamp, found, check = self.RECORD.unpack(record)
+        as_it_was = stamp == [key, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        return found.hex() if as_it_was and check == zlib.crc32(record[:-4]) else None
 
     def digest(self, path: str | os.PathLike[str]) -> str:
-        key, status = os.path.abspath(path), os.stat(path)
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        match self.new.get(key) or self.known.get(key):
-            case [size, modified, changed, str(known)] if [size, modified, changed] == stamp:
-                return known
-        found = _sha256(path)
-        if time.time_ns() - max(stamp[1:]) > self.SETTLED_NS:
-            self.new[key] = [*stamp, found]
+        """Return the digest of a file, which is read, and remember it."""
+        status, found = os.stat(path), _sha256(path)
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > self.SETTLED_NS:
+            key = self._key(path)
+            stamp = key, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            record = self.RECORD.pack(*stamp, bytes.fromhex(found), 0)[:-4]
+            self.new[key] = record + zlib.crc32(record).to_bytes(4, "little")
         return found
 
     def save(self) -> None:
         if not self.new:
             return
+        new = np.frombuffer(b"".join(self.new.values()), self.TYPE)
+        before = self._load()  # another process may have added to it
         draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
-            draft.write_text(json.dumps(self._load() | self.new), encoding="utf-8")
+            with open(draft, "wb") as file:
+                file.write(before[~np.isin(before["path"], new["path"])].tobytes() + new.tobytes())
             os.replace(draft, self.path)
+
+    @staticmethod
+    def _key(path: str | os.PathLike[str]) -> bytes:
+        return hashlib.sha256(os.fsencode(os.path.abspath(path))).digest()[:16]
 
 
 _memory: _DigestMemory | None = None

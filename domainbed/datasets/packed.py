@@ -178,7 +178,7 @@ def pack(
         cache_dir.mkdir(parents=True, exist_ok=True)
     source = _Source(dataset, np.asarray(indices, dtype=np.int64), mask_classes)
     store = Store.of(dataset, mask_classes, cache_dir)
-    with digests_remembered_in(cache_dir / "digests.json"):
+    with digests_remembered_in(cache_dir / "digests"):
         source.look(num_workers)
         places = store.find(source.keys, report)
         with store.locked(report) if store.may_write and source.missing(places) else contextlib.nullcontext():

@@ -69,11 +69,10 @@ class Images:
         writer = csv.writer(text, lineterminator="\n")
         with_masks = self.mask_classes is not None
         writer.writerow(["image", "environment", "split", "class", "group", "content", *["masks"] * with_masks])
-        for row, name in enumerate(self.names):
-            label = self.classes[self.labels[row]] if self.classes else ""
-            environment = self.environments[self.environment[row]]
-            cells = [name, environment, self.split[row], label, self.groups[row], self.contents[row]]
-            writer.writerow([*cells, *[self.mask_contents[row]] * with_masks])
+        environments = [self.environments[environment] for environment in self.environment.tolist()]
+        labels = [self.classes[label] if self.classes else "" for label in self.labels.tolist()]
+        columns = [self.names, environments, self.split.tolist(), labels, self.groups, self.contents]
+        writer.writerows(zip(*columns, *[self.mask_contents] * with_masks, strict=True))
         return text.getvalue()
 
     @property
@@ -209,7 +208,7 @@ def prepare(
         rows=packed.rows,
         environment=np.array([sample.environment for sample in kept], dtype=np.int64),
         labels=np.array([sample.label for sample in kept], dtype=np.int64),
-        split=np.asarray(split),
+        split=split,
         groups=np.array([sample.group for sample in kept], dtype=object),  # the same texts, not copies of one length
         names=np.array([sample.name for sample in kept], dtype=object),
         unreadable=packed.unreadable,
@@ -238,7 +237,7 @@ def choose(
     """
     samples = dataset.samples
     if holdout_fraction is None:
-        assigned = np.full(len(samples), splits.TEST)
+        assigned = np.full(len(samples), splits.TEST, dtype=object)
     else:
         assigned = splits.assign(samples, trial_seed, holdout_fraction)
     if subset_size is None:

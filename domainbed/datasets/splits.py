@@ -32,7 +32,7 @@ def spelled(name: str) -> str | None:
 
 
 def assign(samples: Sequence[Sample], trial_seed: int, holdout_fraction: float) -> np.ndarray:
-    """Return the split of every sample, (N,) of str.
+    """Return the split of every sample, (N,) of str: the same few objects, not copies of them.
 
     Per environment, `holdout_fraction` is held out as "val", in whole groups. Strata are (environment, highest class
     index in the group); groups are ranked in their stratum by a hash of (trial_seed, group), and the lowest fraction is
@@ -46,37 +46,38 @@ def assign(samples: Sequence[Sample], trial_seed: int, holdout_fraction: float) 
 
     An environment of one group alone is held out whole: it can be a target, and can't be trained on.
     """
-    splits = np.array([sample.split or "" for sample in samples], dtype="<U5")
+    splits = [sample.split or "" for sample in samples]
     given: dict[tuple[int, str], set[str]] = defaultdict(set)
     for sample in samples:
         if sample.split:
             given[sample.environment, sample.group].add(sample.split)
     for i, sample in enumerate(samples):
         if not sample.split:
-            by_group = given.get((sample.environment, sample.group), set())
-            splits[i] = next((split for split in (TEST, VAL, TRAIN) if split in by_group), "")
+            of_group = given.get((sample.environment, sample.group), set())
+            splits[i] = next((split for split in (TEST, VAL, TRAIN) if split in of_group), "")
     has_val = {sample.environment for sample in samples if sample.split == VAL}
     undecided = [
         split == "" or (split == TRAIN and sample.environment not in has_val)
         for sample, split in zip(samples, splits, strict=True)
     ]
 
-    highest: dict[tuple[int, str], int] = {}  # class index in each (environment, group)
+    highest: dict[int, dict[str, int]] = defaultdict(dict)  # class index in each group, by environment
     for sample in compress(samples, undecided):
-        key = (sample.environment, sample.group)
-        highest[key] = max(highest.get(key, sample.label), sample.label)
-    strata: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for (environment, group), label in highest.items():
-        strata[environment, label].append(group)
-    held_out: set[tuple[int, str]] = set()
-    for (environment, _), groups in strata.items():
-        groups.sort(key=lambda group: _rank("split", trial_seed, group))
-        held_out.update((environment, group) for group in groups[: _number_held_out(len(groups), holdout_fraction)])
+        groups = highest[sample.environment]
+        groups[sample.group] = max(groups.get(sample.group, sample.label), sample.label)
+    held_out: dict[int, set[str]] = defaultdict(set)
+    for environment, by_group in highest.items():
+        strata: dict[int, list[str]] = defaultdict(list)
+        for group, label in by_group.items():
+            strata[label].append(group)
+        for stratum in strata.values():
+            stratum.sort(key=lambda group: _rank("split", trial_seed, group))
+            held_out[environment].update(stratum[: _number_held_out(len(stratum), holdout_fraction)])
 
     for i, sample in enumerate(samples):
         if undecided[i]:
-            splits[i] = VAL if (sample.environment, sample.group) in held_out else TRAIN
-    return splits
+            splits[i] = VAL if sample.group in held_out[sample.environment] else TRAIN
+    return np.array(splits, dtype=object)
 
 
 def subset(
@@ -100,7 +101,7 @@ def subset(
     strata: dict[int, dict[tuple[int, str], list[tuple[bytes, int]]]] = defaultdict(lambda: defaultdict(list))
     for i, (sample, split) in enumerate(zip(samples, splits, strict=True)):
         rank = _rank("subset", trial_seed, sample.name)
-        strata[sample.environment][sample.label, str(split)].append((rank, i))
+        strata[sample.environment][sample.label, split].append((rank, i))
 
     chosen: list[int] = []
     too_small: dict[str, int] = {}

@@ -295,7 +295,7 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     real = images._sha256
     monkeypatch.setattr(images, "_sha256", lambda path: read.append(str(path)) or real(path))
     monkeypatch.setattr(images._DigestMemory, "SETTLED_NS", -1)  # the files of this test are too young to be trusted
-    path, memory = tmp_path / "a", tmp_path / "digests.json"
+    path, memory = tmp_path / "a", tmp_path / "digests"
     path.write_bytes(b"one")
     for _ in range(3):
         with digests_remembered_in(memory):
@@ -304,7 +304,7 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     path.write_bytes(b"two")
     with digests_remembered_in(memory):
         assert digest(path) == hashlib.sha256(b"two").hexdigest()
-    memory.write_text("{broken")
+    memory.write_text("broken")
     with digests_remembered_in(memory):
         assert digest(path) == hashlib.sha256(b"two").hexdigest()
     assert len(read) == 3
@@ -312,11 +312,47 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     assert len(read) == 4, "outside of the context nothing is remembered"
 
 
+def test_digests_of_many_files_are_remembered_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images._DigestMemory, "SETTLED_NS", -1)
+    paths = [tmp_path / f"{number}.png" for number in range(50)]
+    digests = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(50)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"%d" % number)
+    memory = tmp_path / "digests"
+    with digests_remembered_in(memory):
+        assert [digest(path) for path in paths[:20]] == digests[:20]
+        with digests_remembered_in(memory):  # another run, which ends first
+            assert [digest(path) for path in paths[20:]] == digests[20:]
+    monkeypatch.setattr(images, "_sha256", lambda path: pytest.fail(f"{path} is read again"))
+    with digests_remembered_in(memory):
+        assert [digest(path) for path in reversed(paths)] == digests[::-1]
+    paths[7].unlink()
+    paths[7].mkdir()
+    with digests_remembered_in(memory), pytest.raises(UnreadableImage, match="^a folder, not a file$"):
+        digest(paths[7])
+
+
+def test_damaged_memory_of_digests_gives_no_wrong_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images._DigestMemory, "SETTLED_NS", -1)
+    paths, memory = [tmp_path / "a", tmp_path / "b"], tmp_path / "digests"
+    for path in paths:
+        path.write_text(path.name)
+    right = [hashlib.sha256(path.name.encode()).hexdigest() for path in paths]
+    with digests_remembered_in(memory):
+        assert [digest(path) for path in paths] == right
+    whole = memory.read_bytes()
+    for at in range(len(whole)):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]):
+            memory.write_bytes(damaged)
+            with digests_remembered_in(memory):
+                assert [digest(path) for path in paths] == right
+
+
 def test_young_files_are_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"one")
-    with digests_remembered_in(tmp_path / "digests.json"):
+    with digests_remembered_in(tmp_path / "digests"):
         digest(tmp_path / "a")
-    assert not (tmp_path / "digests.json").exists()
+    assert not (tmp_path / "digests").exists()
 
 
 def test_real_photographs_are_read(real_data: Path) -> None:
