@@ -269,7 +269,7 @@ def _group(pattern: re.Pattern[str] | None, environment: str, name: str) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in images.IMAGE_SUFFIXES
+    return name.lower().endswith(images.IMAGE_SUFFIXES)
 
 
 def folders_in(folder: Path) -> list[str]:
