@@ -9,12 +9,14 @@ An algorithm is asked for `losses([(x, y)])`, and for `predict(x)`, `reconstruct
 what a run selects by is in `model_selection`.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +24,9 @@ from domainbed import metrics
 from domainbed.algorithms.base import needs_label, reconstruct_with
 from domainbed.datasets.loaders import in_order
 from domainbed.datasets.masks import to_target
+from domainbed.objectives.rows import keyed
 
-#: Of the noise in evaluated losses; any constant, the same wherever figures are to be compared.
+#: Of the noise in evaluations; any constant, the same wherever figures are to be compared.
 NOISE_SEED = 20_230_920
 
 
@@ -49,6 +52,27 @@ class Outputs:
     losses: dict[str, float] = field(default_factory=dict)
     needs_label: bool = False
     masks: metrics.MaskCounts | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[np.ndarray, "Outputs"]]) -> "Outputs":
+        """Return what was answered for several sets of images, each given with its row numbers, by ascending row."""
+        every = [one for _, one in parts]
+        order = torch.from_numpy(np.concatenate([rows for rows, _ in parts]).argsort())
+        groups = [group for one in every for group in one.groups]
+        probabilities = [one.probabilities for one in every if one.probabilities is not None]
+        masks = [one.masks for one in every if one.masks is not None]
+        sizes, first = [len(one.labels) for one in every], every[0]
+        return cls(
+            labels=torch.cat([one.labels for one in every])[order],
+            groups=[groups[at] for at in order.tolist()],
+            probabilities=torch.cat(probabilities)[order] if probabilities else None,
+            per_image={name: torch.cat([one.per_image[name] for one in every])[order] for name in first.per_image},
+            losses={name: _mean([torch.tensor(one.losses[name]) for one in every], sizes) for name in first.losses},
+            needs_label=first.needs_label,
+            masks=metrics.MaskCounts(metrics.MaskCounts.joined(masks).counts[order], masks[0].exclusive)
+            if masks
+            else None,
+        )
 
 
 @dataclass
@@ -118,15 +142,7 @@ def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_siz
 
     Each of several processes takes every so many-th batch; all get the whole, in the order of the rows.
     """
-    starts = range(0, len(rows), batch_size)
-    numbers = range(engine.process, len(starts), engine.num_processes)
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for number in numbers:
-            torch.manual_seed(NOISE_SEED + number)
-            chosen = rows[starts[number] : starts[number] + batch_size]
-            ((x, y),) = in_order(images, chosen, batch_size)
-            yield engine.to_device(x), y.to(engine.device)
+    numbers = range(engine.process, -(-len(rows) // batch_size), engine.num_processes)
 
     def gather(own: list[Answers]) -> list[Answers]:
         if engine.num_processes == 1:
@@ -136,7 +152,29 @@ def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_siz
 
     engine.share_statistics()
     with engine.evaluation(algorithm, NOISE_SEED):
-        return evaluate(algorithm, batches(), images.groups[rows].tolist(), gather)
+        batches = in_batches(engine, images, rows, batch_size, numbers)
+        return evaluate(algorithm, batches, images.groups[rows].tolist(), gather)
+
+
+def in_batches(
+    engine: Any, images: Any, rows: Any, batch_size: int, numbers: Iterable[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of some rows that have these numbers, in order, on the device.
+
+    While one is looked at, noise is a function of the image, its content and `NOISE_SEED`: whatever other images are
+    beside it. Noise that is not drawn by `objectives.rows` is a function of the batch's number.
+    """
+    for number in numbers:
+        torch.manual_seed(NOISE_SEED + number)
+        chosen = rows[number * batch_size : (number + 1) * batch_size]
+        ((x, y),) = in_order(images, chosen, batch_size)
+        with keyed([_key(images.contents[row]) for row in chosen]):
+            yield engine.to_device(x), y.to(engine.device)
+
+
+def _key(content: str) -> int:
+    """Return 64 bits that seed the noise of an image."""
+    return int.from_bytes(hashlib.blake2b(f"{NOISE_SEED} {content}".encode(), digest_size=8).digest(), "little")
 
 
 def _answer(algorithm: Any, x: Tensor, y: Tensor) -> Answers:
@@ -192,15 +230,23 @@ def mean_images(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> T
     return (total / counts.clamp(min=1).to(total.device)[:, None, None, None]).float()
 
 
-def of_fixed_images(answers: Tensor, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float | None]:
-    """Figures of reconstructing all images of a class as one and the same: what a reconstructor has to beat.
+def of_fixed_images(answers: Tensor, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Compare images with one and the same for all of a class: what a reconstructor has to beat.
 
     Args:
         answers: (K, C, H, W) in [0, 1], such as mean images.
         batches: x (B, C, H, W) in [0, 1] on its device, y (B,) long.
+
+    Returns:
+        (N,) by name, see `metrics.reconstruction`, on the CPU.
     """
     per_image = [metrics.reconstruction(answers[y.to(answers.device)], x) for x, y in batches]
-    return _finite({name: torch.cat([one[name] for one in per_image]).double().mean().item() for name in per_image[0]})
+    return {name: torch.cat([one[name] for one in per_image]).cpu() for name in per_image[0]}
+
+
+def means(per_image: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """Return the mean of each figure (N,) of images, None where it is not finite."""
+    return _finite({name: values.double().mean().item() for name, values in per_image.items()})
 
 
 @contextmanager
@@ -255,8 +301,7 @@ def figures(outputs: Outputs, *, ordinal: bool, intervals: bool, seed: int = 0) 
         record["metrics"] |= metrics.classification(probabilities, labels, ordinal)
     if outputs.masks is not None:
         record["metrics"] |= metrics.segmentation(outputs.masks)
-    means = {name: values.double().mean().item() for name, values in outputs.per_image.items()}
-    record["metrics"] |= _finite(means | outputs.losses)
+    record["metrics"] |= means(outputs.per_image) | _finite(outputs.losses)
     if intervals:
         found = metrics.bootstrap(
             groups,

@@ -39,6 +39,7 @@ from domainbed.datasets.augment import Augment
 from domainbed.datasets.loaders import ReadAhead, TrainLoader, in_order
 from domainbed.datasets.masks import labelled_values
 from domainbed.datasets.prepare import Images
+from domainbed.datasets.splits import SPLITS
 from domainbed.engine import Engine, NonFiniteLoss, out_of_memory_explained
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.model_selection import PROTOCOLS
@@ -362,10 +363,10 @@ class Training:
                 f"WARNING: this run began on {meta['machine']} and goes on on {self.engine.describe()}: "
                 "what follows is not bit for bit what it would have been"
             )
-        if meta["eval_batch_size"] != self.settings.eval_batch_size:
+        if self.algorithm.batch_coupled and meta["eval_batch_size"] != self.settings.eval_batch_size:
             self.records.log(
                 f"WARNING: eval_batch_size was {meta['eval_batch_size']} and is now {self.settings.eval_batch_size}: "
-                "the noise of evaluated losses is drawn batch by batch, so those before and after compare up to it only"
+                "a term of this loss is taken of each batch, so evaluated losses before and after do not compare"
             )
         self.records.drop_after(self.name, self.seed, meta["step"])
         self.records.log(f"goes on after step {meta['step']}")
@@ -448,23 +449,27 @@ class Training:
         """Run the algorithm over some rows, with the run's precision and noise of its own."""
         return evaluator.evaluate_rows(self.algorithm, self.engine, self.images, rows, self.settings.eval_batch_size)
 
-    def judged_parts(self, with_train: bool = False) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        """Yield where and on what parts a model is judged, and their rows.
+    def judged_parts(self, with_train: bool = False) -> Iterator[tuple[dict[str, Any], list[np.ndarray]]]:
+        """Yield where and on what parts a model is judged, and the rows of each split that is in them.
 
         Every target, whole and by part, and the held-out, test and, if asked for, training split of every source.
         """
         for environment, name in enumerate(self.images.environments):
             is_target = environment in self.target
             for part in ("whole", "val", "test") if is_target else ("val", "test", *["train"] * with_train):
-                rows = self.images.select(environment, None if part == "whole" else part)
-                if len(rows):
+                chosen = [self.images.select(environment, split) for split in (SPLITS if part == "whole" else [part])]
+                if rows := [of_split for of_split in chosen if len(of_split)]:
                     yield {"environment": name, "role": "target" if is_target else "source", "part": part}, rows
 
     def final_figures(self, with_train: bool) -> list[dict[str, Any]]:
-        """Figures of every part that is judged."""
+        """Figures of every part that is judged; an image is judged once, whatever it is a part of."""
         found = []
-        for place, rows in self.judged_parts(with_train):
-            outputs = self.outputs(rows)
+        judged: dict[int, evaluator.Outputs] = {}  # by first row
+        for place, splits in self.judged_parts(with_train):
+            for rows in splits:
+                if rows[0] not in judged:
+                    judged[rows[0]] = self.outputs(rows)
+            outputs = evaluator.Outputs.joined([(rows, judged[rows[0]]) for rows in splits])
             intervals = place["role"] == "target" or (place["part"] != "train" and not self.target)
             figures = evaluator.figures(outputs, ordinal=self.images.ordinal, intervals=intervals)
             found.append(place | figures | ({"needs_label": True} if outputs.needs_label else {}))
@@ -506,14 +511,22 @@ class Training:
                 for x, y in self.in_batches(rows):
                     yield x, y if told else torch.zeros(len(x), dtype=torch.long)
 
-            means = evaluator.mean_images(by_class(self.train_rows), len(images.classes) if told else 1)
-            found[summary.MEAN_IMAGE] = lambda rows: evaluator.of_fixed_images(means, by_class(rows))
+            mean = evaluator.mean_images(by_class(self.train_rows), len(images.classes) if told else 1)
+            judged = np.unique(np.concatenate([rows for _, splits in self.judged_parts() for rows in splits]))
+            compared = evaluator.of_fixed_images(mean, by_class(judged))
+
+            def mean_image(rows: np.ndarray) -> dict[str, float | None]:
+                places = torch.from_numpy(np.searchsorted(judged, rows))
+                return evaluator.means({name: values[places] for name, values in compared.items()})
+
+            found[summary.MEAN_IMAGE] = mean_image
         return found
 
     def trivial_figures(self) -> Iterator[dict[str, Any]]:
         """Figures of what needs no model, where and on what parts the model is judged."""
         for protocol, figures_of in self.trivial_answers().items():
-            for place, rows in self.judged_parts():
+            for place, splits in self.judged_parts():
+                rows = np.sort(np.concatenate(splits))
                 counts = {"n": len(rows), "num_groups": len(set(self.images.groups[rows]))}
                 figures = {"metrics": figures_of(rows), "intervals": {}}
                 yield {"protocol": protocol, "checkpoint": None} | place | counts | figures

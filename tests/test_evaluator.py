@@ -3,12 +3,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from in_memory import graded, opened
+from tiny_models import SMALL
 from torch import nn
 
 from domainbed import metrics
-from domainbed.evaluator import Outputs, evaluate, figures, mean_images, of_fixed_images
+from domainbed.evaluator import Outputs, evaluate, evaluate_rows, figures, mean_images, of_fixed_images
+from domainbed.registry import ALGORITHMS
 
 N, K = 10, 3
 
@@ -47,6 +51,61 @@ def data():
 
 def batches(x, y, size=4):
     return zip(x.split(size), y.split(size), strict=True)  # 4, 4, 2
+
+
+class Everything(Predictor):
+    def reconstruct(self, x, y=None):
+        return x * 0.5
+
+
+class Cutter(Plain):
+    def segment(self, x):
+        return x - 0.5
+
+
+@pytest.mark.parametrize("algorithm", [Plain(), Everything(), Cutter()])
+def test_parts_that_are_joined_are_the_whole(data, algorithm):
+    x, y, groups = data
+    if isinstance(algorithm, Cutter):
+        y = (x > x.flip(0)).long().argmax(1)  # (N, H, W)
+    rows = [np.array([7, 1, 9]), np.array([0, 2, 3, 4, 5, 6, 8])]
+    of_parts = [evaluate(algorithm, batches(x[part], y[part], 3), [groups[row] for row in part]) for part in rows]
+    joined, whole = Outputs.joined(list(zip(rows, of_parts, strict=True))), evaluate(algorithm, batches(x, y), groups)
+    assert joined.groups == whole.groups and torch.equal(joined.labels, whole.labels)
+    assert joined.losses == pytest.approx(whole.losses) and joined.needs_label == whole.needs_label
+    assert joined.per_image.keys() == whole.per_image.keys()
+
+    def tensors(outputs):
+        found = {"probabilities": outputs.probabilities, "masks": outputs.masks and outputs.masks.counts}
+        return {name: values for name, values in (found | outputs.per_image).items() if values is not None}
+
+    found, expected = tensors(joined), tensors(whole)
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-6) if values is not None else None
+    assert (
+        sum(values is not None for values in expected.values()) == {Plain: 0, Everything: 4, Cutter: 1}[type(algorithm)]
+    )
+    assert figures(joined, ordinal=True, intervals=True).keys() == figures(whole, ordinal=True, intervals=True).keys()
+
+
+@pytest.mark.parametrize("name", ["VAE", "HVAE", "CVAE"])
+def test_noise_belongs_to_the_image(name):
+    torch.manual_seed(0)
+    images = graded(side=16)
+    algorithm = ALGORITHMS[name](images.input_shape, 3, 2, ALGORITHMS[name].HParams.model_validate(SMALL[name]))
+    run = opened(algorithm, images)
+    rows = np.arange(24)
+
+    def losses(rows, batch_size):
+        return evaluate_rows(run.algorithm, run.engine, run.images, rows, batch_size).losses
+
+    whole = losses(rows, 24)
+    for other in (losses(rows, 5), losses(rows[::-1], 24), losses(np.random.default_rng(0).permutation(rows), 7)):
+        assert other == pytest.approx(whole, rel=1e-5)
+    halves = losses(rows[::2], 24), losses(rows[1::2], 24)
+    assert {key: (halves[0][key] + halves[1][key]) / 2 for key in whole} == pytest.approx(whole, rel=1e-5)
+    run.images.contents = [f"another {content}" for content in run.images.contents]
+    assert losses(rows, 24)["total_loss"] != pytest.approx(whole["total_loss"], rel=1e-5), "noise that is no noise"
 
 
 def test_losses_are_means_over_images(data):
@@ -232,8 +291,8 @@ def test_mean_images_are_those_of_all_batches_and_are_judged_on_each_image(data,
     torch.testing.assert_close(means.double(), expected, rtol=0, atol=1e-6)
     found = of_fixed_images(means, zip(x[:7].split(3), y[:7].split(3), strict=True))
     errors = ((x[:7].double() - expected[y[:7]]) ** 2).mean((1, 2, 3))
-    assert found["mse"] == pytest.approx(errors.mean().item(), rel=1e-5)
-    assert found["psnr"] == pytest.approx((-10 * errors.log10()).mean().item(), rel=1e-5)
+    torch.testing.assert_close(found["mse"].double(), errors, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found["psnr"].double(), -10 * errors.log10(), rtol=1e-5, atol=0)
     assert set(found) == {"mse", "psnr", "ssim"}
 
 

@@ -702,8 +702,60 @@ def test_memory_that_runs_out_is_one_message_and_the_run_goes_on(train, photogra
     for name in ("init", "last", "best"):
         assert domainbed.load(run_folder("memory"), checkpoint=name).step.item() == (0 if name == "init" else 2)
     status, out, _ = train("memory", "--resume", "--eval_batch_size", "8")
-    assert status == 0 and "WARNING: eval_batch_size was 64 and is now 8" in out
+    assert status == 0 and "eval_batch_size was" not in out
     assert domainbed.load(run_folder("memory"), checkpoint="last").step.item() == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "warned"), [([], False), (["--algorithm", "VAE", "image_size=16", "free_bits=0.5"], True)]
+)
+def test_a_run_goes_on_with_other_batches_of_evaluation(train, photographs: Path, more: list, warned: bool) -> None:
+    start = ["--data_dir", photographs, "--test_envs", "0", *SHORT, *more]
+    assert train("batches", *start)[0] == 0
+    folder = run_folder("batches")
+    before = [record for record in records(folder) if record["kind"] == "final"]
+    (folder / "te_camera0" / "done").unlink()  # as if it had been stopped in its last judgement
+    (folder / "results.jsonl").write_text(
+        "".join(f"{json.dumps(record)}\n" for record in records(folder) if record["kind"] != "final")
+    )
+    status, out, _ = train("batches", "--resume", "--eval_batch_size", "5")
+    assert status == 0 and ("WARNING: eval_batch_size was 64 and is now 5" in out) == warned
+    again = [record for record in records(folder) if record["kind"] == "final"]
+    assert len(again) == len(before) > 5
+    place = ("protocol", "environment", "part", "n")
+    for one, other in zip(before, again, strict=True):
+        assert [one[key] for key in place] == [other[key] for key in place]
+        if not warned:
+            losses = [{key: value for key, value in r["metrics"].items() if "loss" in key} for r in (one, other)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+            assert losses[0] or one["checkpoint"] is None
+
+
+def test_the_last_judgement_asks_a_model_once_for_each_image(train, photographs: Path, monkeypatch) -> None:
+    from domainbed.trainer import Training
+
+    asked: list[list[int]] = []
+    outputs, final_figures = Training.outputs, Training.final_figures
+
+    def count_rows(self, rows):
+        asked[-1] += rows.tolist()
+        return outputs(self, rows)
+
+    def count(self, with_train):
+        asked.append([])
+        with monkeypatch.context() as patch:
+            patch.setattr(Training, "outputs", count_rows)
+            return final_figures(self, with_train)
+
+    monkeypatch.setattr(Training, "final_figures", count)
+    assert train("once", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 0
+    assert asked and all(len(rows) == len(set(rows)) for rows in asked)
+    assert len(asked[0]) == 72, "of the best weights, every image has its figures"
+    final = [record for record in records(run_folder("once")) if record.get("checkpoint") == "best"]
+    assert {(r["environment"], r["part"]): r["n"] for r in final} == {
+        ("camera0", "whole"): 24, ("camera0", "val"): 4,
+        ("camera1", "val"): 4, ("camera1", "train"): 20, ("camera2", "val"): 4, ("camera2", "train"): 20,
+    }  # fmt: skip
 
 
 def test_samples_are_those_of_the_last_weights_from_noise_that_stays(train, photographs: Path) -> None:

@@ -21,12 +21,11 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.analysis import CHOICES
 from domainbed.analysis.recorded import dataset_settings
 from domainbed.datasets.base import Dataset
-from domainbed.datasets.loaders import in_order
 from domainbed.datasets.prepare import Images, check_same_images, default_cache_dir, default_num_workers, prepare
 from domainbed.datasets.splits import SPLITS, TRAIN
 from domainbed.engine import Engine
 from domainbed.errors import UserError
-from domainbed.evaluator import NOISE_SEED
+from domainbed.evaluator import NOISE_SEED, in_batches
 
 
 @dataclass
@@ -148,12 +147,10 @@ class OpenedRun:
         """
         size = int(self.config["eval_batch_size"])
         parts: list[dict[str, Tensor]] = []
-        starts = range(0, len(rows), size)
         with self.engine.evaluation(self.algorithm, NOISE_SEED):
-            for number, start in enumerate(tqdm(starts, desc=doing, unit="batch", disable=None if doing else True)):
-                torch.manual_seed(NOISE_SEED + number)
-                ((x, y),) = in_order(self.images, rows[start : start + size], size)
-                answers = answer(self.engine.to_device(x), y.to(self.engine.device))
+            numbers = tqdm(range(-(-len(rows) // size)), desc=doing, unit="batch", disable=None if doing else True)
+            for x, y in in_batches(self.engine, self.images, rows, size, numbers):
+                answers = answer(x, y)
                 parts.append({name: _plain(value) for name, value in answers.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

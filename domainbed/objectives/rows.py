@@ -11,9 +11,11 @@ What has to see the whole batch at once, after the step, collects it:
     z, codes = self.seen.whole()        # in `after_step`: of all parts and processes, in the order of the batch
 
 Without parts these are torch's functions. The engine says which part is computed (`part`).
+
+In an evaluation a draw belongs to an image (`keyed`): what is found out about it is the same whatever batch it is in.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +40,7 @@ class Part:
 
 
 _current: Part | None = None  # one training is computed at a time
+_generators: list[torch.Generator] | None = None  # one for each row, in an evaluation
 
 
 @contextmanager
@@ -51,22 +54,43 @@ def part(now: Part | None) -> Iterator[None]:
         _current = before
 
 
+@contextmanager
+def keyed(keys: Sequence[int]) -> Iterator[None]:
+    """Let each row of a batch draw from a generator of its own, which its key seeds, on the CPU.
+
+    Args:
+        keys: (B,) numbers from 0 to 2^64 - 1. What is drawn inside for another number of rows comes from torch's own
+            generator.
+    """
+    global _generators
+    before, _generators = _generators, [torch.Generator().manual_seed(key) for key in keys]
+    try:
+        yield
+    finally:
+        _generators = before
+
+
 def randn_like(x: Tensor) -> Tensor:
     """Return N(0, 1) noise for the rows (B, …) of a batch, of their shape, type and device."""
-    return _own(torch.randn_like, x)
+    return _own(torch.randn_like, Tensor.normal_, x)
 
 
 def rand_like(x: Tensor) -> Tensor:
     """Return uniform noise in [0, 1), likewise."""
-    return _own(torch.rand_like, x)
+    return _own(torch.rand_like, Tensor.uniform_, x)
 
 
 def randint_like(x: Tensor, low: int, high: int) -> Tensor:
     """Return whole numbers from low to high - 1, each equally likely, likewise."""
-    return _own(torch.randint_like, x, low, high)
+    return _own(torch.randint_like, Tensor.random_, x, low, high)
 
 
-def _own(draw: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
+def _own(draw: Callable[..., Tensor], fill: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
+    if _generators is not None and len(x) == len(_generators):
+        drawn = torch.empty(x.shape, dtype=x.dtype)
+        for row, generator in zip(drawn, _generators, strict=True):
+            fill(row, *arguments, generator=generator)
+        return drawn.to(x.device)
     now = _current
     if now is None:
         return draw(x, *arguments)
