@@ -1,6 +1,7 @@
 """Whole runs at a tiny size: what they leave, that they resume bit for bit, stop cleanly, and name what went wrong."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -419,6 +420,25 @@ def test_the_pictures_show_the_images_and_their_reconstructions(train, photograp
     picture = np.asarray(Image.open(run_folder("pictures") / "recon_final/te_camera0/camera2_val.png")).astype(float)
     tiles = picture[44:140, 118:214]  # the first input: a camera2 image, grade 0, of mean 160 in every channel
     assert tiles.mean() == pytest.approx(159.5, abs=6)
+
+
+def test_tensorboard_has_a_large_picture_with_fewer_bytes(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from domainbed.records import Board
+
+    noise = np.random.default_rng(0).normal(128, 20, (80, 120, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(noise).resize((480, 320), Image.Resampling.BICUBIC).save(tmp_path / "large.png")
+    board = Board(tmp_path / "board", 0)
+    board.picture("large", tmp_path / "large.png", 3)
+    board.close()
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    (picture,) = events.Images("large")
+    assert len(picture.encoded_image_string) < (tmp_path / "large.png").stat().st_size / 2 and picture.step == 3
+    with Image.open(tmp_path / "large.png") as file, Image.open(io.BytesIO(picture.encoded_image_string)) as shown:
+        assert (picture.width, picture.height) == file.size == shown.size
+        assert np.abs(np.asarray(file, dtype=float) - np.asarray(shown)).mean() < 4
 
 
 def test_tensorboard_holds_the_scalars_the_pictures_and_the_histograms(train, photographs: Path) -> None:
