@@ -3,14 +3,14 @@
     python benchmarks/scale.py [--sizes 1000 10000 100000] [--quick]
 
 The images are PNG files of noise, 24 px, written before anything is timed: nothing but their number differs. Figures
-are medians of `--pairs` measurements, smallest to largest in turn.
+but for `packing` are medians of `--pairs` measurements, smallest to largest in turn.
 
     step     milliseconds of a training step: `TrainLoader` read ahead by `ReadAhead`, crop, flip and colour jitter, and
              `Engine` on an autoencoder of a few thousand weights, 16 images per environment; median of all steps. All
              sizes take turns in one process, some steps each: between processes a step differs by more than by size
-    memory   anonymous memory of a process of one size after some steps, in MB (RssAnon of /proc/self/status, Linux
+    memory   anonymous memory of a process of one size after 30 steps, in MB (RssAnon of /proc/self/status, Linux
              only): pages of the pack, which the system can drop, do not count
-    packing  seconds of `prepare` the first time, which decodes every image
+    packing  seconds of listing the files and of `prepare` the first time, which decodes every image; measured once
     start    seconds of listing the files and of `prepare` when the pack is there, without imports, in a process of one
              size
 

@@ -109,6 +109,8 @@ class Engine:
                 "such as g++, name it in $CXX, or leave compile out"
             )
         on_cpu = device == "cpu" or not torch.cuda.is_available()
+        if on_cpu:
+            keep_freed_memory()
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
@@ -159,8 +161,6 @@ class Engine:
             UserError: out of memory; or the batch is to be computed in parts, and the algorithm can't be.
         """
         algorithm.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.device.type == "cpu":
-            keep_freed_memory()
         if self.device.type == "cpu" and self.precision == "bf16":
             keep_tiny_convolutions_in_float32(algorithm)
         optimizers = algorithm.optimizers()
@@ -544,13 +544,11 @@ def keep_freed_memory() -> None:
     """Let the C library keep memory that is freed, instead of giving it back to the system at once.
 
     A training step allocates and frees gigabytes. What is given back is cleared and mapped anew by the next step, a
-    sixth of the time of a ResNet-50's on a CPU (docs/performance.md); kept, it costs a tenth more memory. What was
-    freed before, by finding and checking the images, is given back. glibc alone.
+    sixth of the time of a ResNet-50's on a CPU (docs/performance.md); kept, it costs a tenth more memory. glibc alone.
     """
     max_mappings, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.malloc_trim(0)
         libc.mallopt(max_mappings, 0)
         libc.mallopt(trim_threshold, -1)
 

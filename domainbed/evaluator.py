@@ -11,9 +11,9 @@ what a run selects by is in `model_selection`.
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,16 +62,18 @@ class Outputs:
         probabilities = [one.probabilities for one in every if one.probabilities is not None]
         masks = [one.masks for one in every if one.masks is not None]
         sizes, first = [len(one.labels) for one in every], every[0]
+
+        def mean(name: str) -> float:
+            return _mean([torch.tensor(one.losses[name], dtype=torch.float64) for one in every], sizes)
+
         return cls(
             labels=torch.cat([one.labels for one in every])[order],
             groups=[groups[at] for at in order.tolist()],
             probabilities=torch.cat(probabilities)[order] if probabilities else None,
             per_image={name: torch.cat([one.per_image[name] for one in every])[order] for name in first.per_image},
-            losses={name: _mean([torch.tensor(one.losses[name]) for one in every], sizes) for name in first.losses},
+            losses={name: mean(name) for name in first.losses},
             needs_label=first.needs_label,
-            masks=metrics.MaskCounts(metrics.MaskCounts.joined(masks).counts[order], masks[0].exclusive)
-            if masks
-            else None,
+            masks=replace(masks[0], counts=torch.cat([one.counts for one in masks])[order]) if masks else None,
         )
 
 
@@ -151,17 +153,19 @@ def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_siz
         return [one for _, one in sorted(everyone, key=lambda pair: pair[0])]
 
     engine.share_statistics()
-    with engine.evaluation(algorithm, NOISE_SEED):
-        batches = in_batches(engine, images, rows, batch_size, numbers)
+    with (
+        engine.evaluation(algorithm, NOISE_SEED),
+        closing(in_batches(engine, images, rows, batch_size, numbers)) as batches,
+    ):
         return evaluate(algorithm, batches, images.groups[rows].tolist(), gather)
 
 
 def in_batches(
     engine: Any, images: Any, rows: Any, batch_size: int, numbers: Iterable[int]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of some rows that have these numbers, in order, on the device.
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield the batches of some rows that have these numbers, in order, on the device; to be closed.
 
-    While one is looked at, noise is a function of the image, its content and `NOISE_SEED`: whatever other images are
+    While one is looked at, noise is a function of the image's content and `NOISE_SEED`, whatever other images are
     beside it. Noise that is not drawn by `objectives.rows` is a function of the batch's number.
     """
     for number in numbers:

@@ -363,10 +363,11 @@ class Training:
                 f"WARNING: this run began on {meta['machine']} and goes on on {self.engine.describe()}: "
                 "what follows is not bit for bit what it would have been"
             )
-        if self.algorithm.batch_coupled and meta["eval_batch_size"] != self.settings.eval_batch_size:
+        if meta["eval_batch_size"] != self.settings.eval_batch_size:
             self.records.log(
                 f"WARNING: eval_batch_size was {meta['eval_batch_size']} and is now {self.settings.eval_batch_size}: "
-                "a term of this loss is taken of each batch, so evaluated losses before and after do not compare"
+                "evaluated losses with a term of the whole batch (free bits, a capacity, Dice), or with noise that "
+                "objectives.rows does not draw, do not compare with those before"
             )
         self.records.drop_after(self.name, self.seed, meta["step"])
         self.records.log(f"goes on after step {meta['step']}")
@@ -464,12 +465,12 @@ class Training:
     def final_figures(self, with_train: bool) -> list[dict[str, Any]]:
         """Figures of every part that is judged; an image is judged once, whatever it is a part of."""
         found = []
-        judged: dict[int, evaluator.Outputs] = {}  # by first row
+        by_split: dict[int, evaluator.Outputs] = {}  # by the first row of the split
         for place, splits in self.judged_parts(with_train):
             for rows in splits:
-                if rows[0] not in judged:
-                    judged[rows[0]] = self.outputs(rows)
-            outputs = evaluator.Outputs.joined([(rows, judged[rows[0]]) for rows in splits])
+                if rows[0] not in by_split:
+                    by_split[rows[0]] = self.outputs(rows)
+            outputs = evaluator.Outputs.joined([(rows, by_split[rows[0]]) for rows in splits])
             intervals = place["role"] == "target" or (place["part"] != "train" and not self.target)
             figures = evaluator.figures(outputs, ordinal=self.images.ordinal, intervals=intervals)
             found.append(place | figures | ({"needs_label": True} if outputs.needs_label else {}))
@@ -512,11 +513,11 @@ class Training:
                     yield x, y if told else torch.zeros(len(x), dtype=torch.long)
 
             mean = evaluator.mean_images(by_class(self.train_rows), len(images.classes) if told else 1)
-            judged = np.unique(np.concatenate([rows for _, splits in self.judged_parts() for rows in splits]))
-            compared = evaluator.of_fixed_images(mean, by_class(judged))
+            judged_rows = np.unique(np.concatenate([rows for _, splits in self.judged_parts() for rows in splits]))
+            compared = evaluator.of_fixed_images(mean, by_class(judged_rows))
 
             def mean_image(rows: np.ndarray) -> dict[str, float | None]:
-                places = torch.from_numpy(np.searchsorted(judged, rows))
+                places = torch.from_numpy(np.searchsorted(judged_rows, rows))
                 return evaluator.means({name: values[places] for name, values in compared.items()})
 
             found[summary.MEAN_IMAGE] = mean_image

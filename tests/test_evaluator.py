@@ -11,7 +11,9 @@ from tiny_models import SMALL
 from torch import nn
 
 from domainbed import metrics
+from domainbed.engine import Engine
 from domainbed.evaluator import Outputs, evaluate, evaluate_rows, figures, mean_images, of_fixed_images
+from domainbed.objectives import rows as rows_module
 from domainbed.registry import ALGORITHMS
 
 N, K = 10, 3
@@ -81,11 +83,10 @@ def test_parts_that_are_joined_are_the_whole(data, algorithm):
 
     found, expected = tensors(joined), tensors(whole)
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-6) if values is not None else None
-    assert (
-        sum(values is not None for values in expected.values()) == {Plain: 0, Everything: 4, Cutter: 1}[type(algorithm)]
-    )
+        torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-6)
+    assert found.keys() == expected.keys() and len(expected) == {Plain: 0, Everything: 4, Cutter: 1}[type(algorithm)]
     assert figures(joined, ordinal=True, intervals=True).keys() == figures(whole, ordinal=True, intervals=True).keys()
+    assert Outputs.joined([(rows[1], of_parts[1])]).losses == of_parts[1].losses, "exactly"
 
 
 @pytest.mark.parametrize("name", ["VAE", "HVAE", "CVAE"])
@@ -106,6 +107,19 @@ def test_noise_belongs_to_the_image(name):
     assert {key: (halves[0][key] + halves[1][key]) / 2 for key in whole} == pytest.approx(whole, rel=1e-5)
     run.images.contents = [f"another {content}" for content in run.images.contents]
     assert losses(rows, 24)["total_loss"] != pytest.approx(whole["total_loss"], rel=1e-5), "noise that is no noise"
+
+
+def test_an_evaluation_that_fails_takes_its_noise_with_it():
+    class Failing(Plain):
+        def losses(self, minibatches):
+            if len(minibatches[0][0]) < 7:
+                raise RuntimeError("in the last batch")
+            return super().losses(minibatches)
+
+    images, engine, algorithm = graded(side=16), Engine("cpu", "float32"), Failing()
+    with pytest.raises(RuntimeError, match="in the last batch") as kept:
+        evaluate_rows(algorithm, engine, images, np.arange(10), 7)
+    assert rows_module._generators is None and kept.traceback
 
 
 def test_losses_are_means_over_images(data):

@@ -722,16 +722,12 @@ def test_memory_that_runs_out_is_one_message_and_the_run_goes_on(train, photogra
     for name in ("init", "last", "best"):
         assert domainbed.load(run_folder("memory"), checkpoint=name).step.item() == (0 if name == "init" else 2)
     status, out, _ = train("memory", "--resume", "--eval_batch_size", "8")
-    assert status == 0 and "eval_batch_size was" not in out
+    assert status == 0 and "WARNING: eval_batch_size was 64 and is now 8" in out
     assert domainbed.load(run_folder("memory"), checkpoint="last").step.item() == 4
 
 
-@pytest.mark.parametrize(
-    ("more", "warned"), [([], False), (["--algorithm", "VAE", "image_size=16", "free_bits=0.5"], True)]
-)
-def test_a_run_goes_on_with_other_batches_of_evaluation(train, photographs: Path, more: list, warned: bool) -> None:
-    start = ["--data_dir", photographs, "--test_envs", "0", *SHORT, *more]
-    assert train("batches", *start)[0] == 0
+def test_a_run_goes_on_with_other_batches_of_evaluation(train, photographs: Path) -> None:
+    assert train("batches", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 0
     folder = run_folder("batches")
     before = [record for record in records(folder) if record["kind"] == "final"]
     (folder / "te_camera0" / "done").unlink()  # as if it had been stopped in its last judgement
@@ -739,16 +735,15 @@ def test_a_run_goes_on_with_other_batches_of_evaluation(train, photographs: Path
         "".join(f"{json.dumps(record)}\n" for record in records(folder) if record["kind"] != "final")
     )
     status, out, _ = train("batches", "--resume", "--eval_batch_size", "5")
-    assert status == 0 and ("WARNING: eval_batch_size was 64 and is now 5" in out) == warned
+    assert status == 0 and "WARNING: eval_batch_size was 64 and is now 5" in out
     again = [record for record in records(folder) if record["kind"] == "final"]
     assert len(again) == len(before) > 5
     place = ("protocol", "environment", "part", "n")
     for one, other in zip(before, again, strict=True):
         assert [one[key] for key in place] == [other[key] for key in place]
-        if not warned:
-            losses = [{key: value for key, value in r["metrics"].items() if "loss" in key} for r in (one, other)]
-            assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-            assert losses[0] or one["checkpoint"] is None
+        losses = [{key: value for key, value in r["metrics"].items() if "loss" in key} for r in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        assert losses[0] or one["checkpoint"] is None
 
 
 def test_the_last_judgement_asks_a_model_once_for_each_image(train, photographs: Path, monkeypatch) -> None:

@@ -7,6 +7,7 @@ What a run wrote down, without model and images, is in `recorded`.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,9 +148,12 @@ class OpenedRun:
         """
         size = int(self.config["eval_batch_size"])
         parts: list[dict[str, Tensor]] = []
-        with self.engine.evaluation(self.algorithm, NOISE_SEED):
-            numbers = tqdm(range(-(-len(rows) // size)), desc=doing, unit="batch", disable=None if doing else True)
-            for x, y in in_batches(self.engine, self.images, rows, size, numbers):
+        numbers = tqdm(range(-(-len(rows) // size)), desc=doing, unit="batch", disable=None if doing else True)
+        with (
+            self.engine.evaluation(self.algorithm, NOISE_SEED),
+            closing(in_batches(self.engine, self.images, rows, size, numbers)) as batches,
+        ):
+            for x, y in batches:
                 answers = answer(x, y)
                 parts.append({name: _plain(value) for name, value in answers.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -186,7 +186,7 @@ class _DigestMemory:
         """Return the digest of a file that is as it was; asked for every image at every start, so one look at it."""
         try:
             status = os.stat(path)
-        except OSError:
+        except (OSError, ValueError):  # a second look says why
             return None
         key = self._key(path)
         record = self.new.get(key)
@@ -195,9 +195,9 @@ class _DigestMemory:
             if at == len(self.paths):
                 return None
             record = self.known[at].tobytes()
-        *stamp, found, check = self.RECORD.unpack(record)
+        *stamp, found, _ = self.RECORD.unpack(record)
         as_it_was = stamp == [key, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        return found.hex() if as_it_was and check == zlib.crc32(record[:-4]) else None
+        return found.hex() if as_it_was and self._is_whole(record) else None
 
     def digest(self, path: str | os.PathLike[str]) -> str:
         """Return the digest of a file, which is read, and remember it."""
@@ -212,13 +212,16 @@ class _DigestMemory:
     def save(self) -> None:
         if not self.new:
             return
-        new = np.frombuffer(b"".join(self.new.values()), self.TYPE)
-        before = self._load()  # another process may have added to it
         draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        before = [record.tobytes() for record in self._load()]  # another process may have added to it
+        kept = [record for record in before if record[:16] not in self.new and self._is_whole(record)]
         with contextlib.suppress(OSError):
-            with open(draft, "wb") as file:
-                file.write(before[~np.isin(before["path"], new["path"])].tobytes() + new.tobytes())
+            draft.write_bytes(b"".join([*kept, *self.new.values()]))
             os.replace(draft, self.path)
+
+    @staticmethod
+    def _is_whole(record: bytes) -> bool:
+        return zlib.crc32(record[:-4]).to_bytes(4, "little") == record[-4:]
 
     @staticmethod
     def _key(path: str | os.PathLike[str]) -> bytes:

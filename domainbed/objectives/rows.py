@@ -59,8 +59,8 @@ def keyed(keys: Sequence[int]) -> Iterator[None]:
     """Let each row of a batch draw from a generator of its own, which its key seeds, on the CPU.
 
     Args:
-        keys: (B,) numbers from 0 to 2^64 - 1. What is drawn inside for another number of rows comes from torch's own
-            generator.
+        keys: (B,) numbers from 0 to 2^64 - 1. What is drawn inside for B rows is taken for theirs; for another number
+            it comes from torch's own generator.
     """
     global _generators
     before, _generators = _generators, [torch.Generator().manual_seed(key) for key in keys]
@@ -87,10 +87,10 @@ def randint_like(x: Tensor, low: int, high: int) -> Tensor:
 
 def _own(draw: Callable[..., Tensor], fill: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
     if _generators is not None and len(x) == len(_generators):
-        drawn = torch.empty(x.shape, dtype=x.dtype)
+        drawn = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
         for row, generator in zip(drawn, _generators, strict=True):
             fill(row, *arguments, generator=generator)
-        return drawn.to(x.device)
+        return drawn.to(x.device, non_blocking=True)
     now = _current
     if now is None:
         return draw(x, *arguments)

@@ -346,6 +346,7 @@ def test_damaged_memory_of_digests_gives_no_wrong_one(tmp_path: Path, monkeypatc
             memory.write_bytes(damaged)
             with digests_remembered_in(memory):
                 assert [digest(path) for path in paths] == right
+            assert memory.stat().st_size == len(whole), "what is damaged is not kept"
 
 
 def test_young_files_are_not_trusted(tmp_path: Path) -> None:
