@@ -46,8 +46,7 @@ SCRIPT = Path(__file__).resolve()
 ENVIRONMENTS, CLASSES, SIZE, BATCH_SIZE = 4, 2, 24, 16
 FIGURES = {"step": "ms", "memory": "MB", "packing": "s", "start": "s"}
 LAYERS = ["conv 4 3", "relu", "maxpool 4", "code", "upsample 4", "conv image 3"]
-#: Steps of one size before it is the next one's turn, and how many of them are not counted: what is read ahead is
-#: fetched in the first ones.
+#: Steps of one size before it is the next one's turn, and how many of them are not counted: reading ahead begins anew.
 TURN, WARM_UP = 30, 10
 SIZES = [1_000, 10_000, 100_000]
 
@@ -123,18 +122,17 @@ def in_process(sizes: list[int], turns: int, folder: Path) -> dict[str, Any]:
 
 def measure(sizes: list[int], turns: int, folder: Path) -> dict[str, Any]:
     """Return `start` and `step` of each size, and `memory` of all; `start` includes the packing where there is none."""
-    start, loaders, kept = [], [], []
+    start, loaders = [], []
     settings = Folder.HParams.model_validate({"image_size": SIZE, "preprocess": []})
     for size in sizes:
         started = time.perf_counter()
-        dataset = Folder(folder / str(size), settings)
         images = prepare(
-            dataset, trial_seed=0, holdout_fraction=0.2, subset_size=None, cache_dir=folder / f"cache_{size}",
-            num_workers=default_num_workers(), skip_unreadable=False, strict=False, report=lambda line: None,
+            Folder(folder / str(size), settings), trial_seed=0, holdout_fraction=0.2, subset_size=None,
+            cache_dir=folder / f"cache_{size}", num_workers=default_num_workers(), skip_unreadable=False, strict=False,
+            report=lambda line: None,
         )  # fmt: skip
         start.append(time.perf_counter() - started)
         loaders.append(TrainLoader(images, list(range(ENVIRONMENTS)), BATCH_SIZE, 0, Augment(AUGMENT)))
-        kept.append(dataset)  # as in a run
     engine = Engine("cpu")
     algorithm = AE(loaders[0].images.input_shape, CLASSES, ENVIRONMENTS, {"layers": LAYERS, "latent_dim": 16})
     engine.prepare(algorithm)

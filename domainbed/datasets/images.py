@@ -216,8 +216,11 @@ class _DigestMemory:
         before = [record.tobytes() for record in self._load()]  # another process may have added to it
         kept = [record for record in before if record[:16] not in self.new and self._is_whole(record)]
         with contextlib.suppress(OSError):
-            draft.write_bytes(b"".join([*kept, *self.new.values()]))
-            os.replace(draft, self.path)
+            try:
+                draft.write_bytes(b"".join([*kept, *self.new.values()]))
+                os.replace(draft, self.path)
+            finally:
+                draft.unlink(missing_ok=True)
 
     @staticmethod
     def _is_whole(record: bytes) -> bool:

@@ -349,6 +349,15 @@ def test_damaged_memory_of_digests_gives_no_wrong_one(tmp_path: Path, monkeypatc
             assert memory.stat().st_size == len(whole), "what is damaged is not kept"
 
 
+def test_digests_that_cannot_be_kept_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images._DigestMemory, "SETTLED_NS", -1)
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "cache" / "digests").mkdir(parents=True)  # in the place of the file
+    with digests_remembered_in(tmp_path / "cache" / "digests"):
+        assert digest(tmp_path / "a") == hashlib.sha256(b"one").hexdigest()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["digests"]
+
+
 def test_young_files_are_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"one")
     with digests_remembered_in(tmp_path / "digests"):
