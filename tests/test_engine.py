@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm.layers
 import torch
 from torch import nn
 
 from domainbed import engine as engine_module
 from domainbed.algorithms.autoencoder import AE
 from domainbed.algorithms.vae import VAE
-from domainbed.engine import Engine, NonFiniteLoss, keep_tiny_convolutions_in_float32
+from domainbed.engine import Engine, NonFiniteLoss, avoid_weak_kernels
 from domainbed.errors import UserError
 from domainbed.objectives import rows, schedules
 from domainbed.registry import ALGORITHMS
@@ -24,7 +25,7 @@ def test_bf16_gradients_of_strided_convolutions_agree_with_float32(side: int, ke
     torch.manual_seed(0)
     module = nn.Conv2d(64, 64, kernel, stride, kernel // 2)
     reference = copy.deepcopy(module)
-    keep_tiny_convolutions_in_float32(module)
+    avoid_weak_kernels(module)
     x = torch.randn(4, 64, side, side)
     reference(x).square().mean().backward()
     waste = [torch.full((1 << 18,), float("nan")) for _ in range(10)]  # what uninitialised memory would then hold
@@ -34,6 +35,41 @@ def test_bf16_gradients_of_strided_convolutions_agree_with_float32(side: int, ke
     loss.backward()
     scale = reference.weight.grad.abs().max()
     assert (module.weight.grad - reference.weight.grad).abs().max() < 0.03 * scale
+
+
+# timm's layers are subclasses of torch's that compute something else: padding as TensorFlow's, weights standardised, an
+# activation behind the norm.
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.GroupNorm(8, 16),
+        nn.GroupNorm(6, 6),
+        timm.layers.GroupNormAct(6, 2),
+        timm.layers.Conv2dSame(6, 8, 3, stride=2),
+        timm.layers.StdConv2d(6, 8, 3, stride=2, padding=1),
+        nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(6, 8, 1), nn.LeakyReLU(0.1, inplace=True)),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_avoids_weak_kernels_computes_the_same(module: nn.Module, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    reference = copy.deepcopy(module).double()
+    around = copy.deepcopy(module)
+    avoid_weak_kernels(around)
+    x = torch.randn(4, getattr(module, "num_channels", 6), 9, 10).to(memory_format=torch.channels_last)
+    given, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = around(given.to(dtype))
+    wanted = reference(exact * 1)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.randn_like(wanted)
+    (found.double() * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    assert given.grad is not None and exact.grad is not None
+    for ours, theirs in ((found, wanted), (given.grad, exact.grad)):
+        error = (ours.double() - theirs).norm() / theirs.norm()
+        assert error < (1e-5 if dtype == torch.float32 else 0.05)
 
 
 def test_bf16_runs_the_network_in_bf16_and_the_weights_stay_float32() -> None:
