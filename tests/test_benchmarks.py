@@ -13,7 +13,7 @@ from domainbed.errors import UserError
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SHARED = "paired"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != SHARED)
-COMPARING = ["evaluate", "loader", "run", "scale", "start", "step"]
+COMPARING = ["evaluate", "kernels", "loader", "run", "scale", "start", "step"]
 
 
 @pytest.fixture
