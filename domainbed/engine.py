@@ -162,7 +162,9 @@ class Engine:
         """
         algorithm.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.device.type == "cpu" and self.precision == "bf16":
-            avoid_weak_kernels(algorithm)
+            keep_tiny_convolutions_in_float32(algorithm)
+            if not self.compile:  # which writes kernels of its own
+                avoid_slow_kernels(algorithm)
         optimizers = algorithm.optimizers()
         with self.alike():
             self.refuse_parts(algorithm, len(optimizers))
@@ -522,38 +524,46 @@ def check_finite(losses: dict[str, Tensor], gradients: Gradients) -> dict[str, T
     return norms
 
 
-def avoid_weak_kernels(module: nn.Module) -> None:
-    """Have a network go around what torch (2.11 to 2.15) does wrong or slowly in bf16 on a CPU.
+def keep_tiny_convolutions_in_float32(module: nn.Module) -> None:
+    """Compute strided convolutions of images no larger than their kernel or stride in float32.
 
-    - Strided convolutions of images no larger than their kernel or stride are computed in float32. On CPUs with bf16
-      units oneDNN returns uninitialised memory as the weight gradient of kernel taps that meet nothing but padding: a
-      3 x 3 convolution of stride 2 on one pixel, which a ResNet-50 has for images of 16 px, gets gradients of 1e30 or
-      NaN. So few pixels cost nothing in float32.
-    - GroupNorm of fewer than 8 channels a group is computed in NCHW order. The backward pass of the other order goes
-      through the groups of a pixel one by one, and takes 2 to 11 times as long.
-    - Activations are not computed in place, where those of large tensors take twice as long.
-
-    docs/performance.md has the measurements.
+    On CPUs with bf16 units torch (2.11 to 2.15, by oneDNN) returns uninitialised memory as the weight gradient of
+    kernel taps that meet nothing but padding: a 3 x 3 convolution of stride 2 on one pixel, which a ResNet-50 has for
+    images of 16 px, gets gradients of 1e30 or NaN. So few pixels cost nothing in float32.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d) and max(part.stride) > 1:
-            part.forward = partial(_convolve, part, part.forward)  # type: ignore[method-assign]
-        elif isinstance(part, nn.GroupNorm) and part.num_channels < 8 * part.num_groups:
-            part.forward = partial(_normalise, part.forward)  # type: ignore[method-assign]
-        elif getattr(part, "inplace", False) is True:
-            part.inplace = False  # type: ignore[assignment]
+            part.forward = partial(_convolve, part)  # type: ignore[method-assign]
 
 
-def _convolve(convolution: nn.Conv2d, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _convolve(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     tiny = min(x.shape[-2:]) <= max(*convolution.kernel_size, *convolution.stride)
     with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and not tiny):
-        return forward(x.float() if tiny else x)
+        return type(convolution).forward(convolution, x.float() if tiny else x)  # timm's subclasses have their own
 
 
-def _normalise(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+#: GroupNorm of at least so many channels a group is faster in channels-last order in bf16 (`benchmarks/kernels.py`).
+WIDE_GROUP = 8
+
+
+def avoid_slow_kernels(module: nn.Module) -> None:
+    """Compute GroupNorm of narrow groups in NCHW order where it is in bf16, and ReLU not in place.
+
+    torch's channels-last GroupNorm goes back through the groups of each pixel one by one, and its bf16 kernels that
+    write a large tensor into itself take twice as long as those that write another (docs/performance.md, measured on a
+    Xeon with torch 2.15).
+    """
+    for part in module.modules():
+        if isinstance(part, nn.GroupNorm) and part.num_channels < WIDE_GROUP * part.num_groups:
+            part.forward = partial(_normalise, part)  # type: ignore[method-assign]
+        elif isinstance(part, nn.ReLU):  # others, such as LeakyReLU, would keep another tensor for the way back
+            part.inplace = False
+
+
+def _normalise(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     if x.dtype != torch.bfloat16 or x.ndim != 4:
-        return forward(x)
-    return forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        return type(norm).forward(norm, x)
+    return type(norm).forward(norm, x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
 def keep_freed_memory() -> None:

@@ -21,9 +21,8 @@ MSE_FLOOR = 1e-10
 """Smallest mean squared error that PSNR tells apart, 100 dB: a perfect image would be infinite and so would any mean
 that it enters. One grey level of 8 bits is 48 dB, so no image but a copy comes near."""
 SSIM_WINDOW_PX = 11
-_SSIM_VALUES = (
-    300_000  # compared at once on a CPU: 1.2 MB, which stay in its cache; twice as fast as 64 images of 224 px
-)
+_SSIM_CHUNK = 300_000
+"""Values that SSIM compares at once on a CPU, so that they stay in its cache (docs/performance.md)."""
 _CHUNK = 2**22  # weights held at once while resampling: 32 MiB
 
 
@@ -138,7 +137,7 @@ def reconstruction(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     mse = (output - target).square().mean((1, 2, 3))
     figures = {"mse": mse, "psnr": -10 * mse.clamp_min(MSE_FLOOR).log10()}
     if min(target.shape[-2:]) >= SSIM_WINDOW_PX:
-        at_once = max(1, _SSIM_VALUES // target.shape[1:].numel()) if target.device.type == "cpu" else len(target)
+        at_once = max(1, _SSIM_CHUNK // target.shape[1:].numel()) if target.device.type == "cpu" else len(target)
         pairs = zip(output.split(at_once), target.split(at_once), strict=True)
         figures["ssim"] = torch.cat([_ssim(*some) for some in pairs])
     return figures

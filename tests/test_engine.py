@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from domainbed import engine as engine_module
 from domainbed.algorithms.autoencoder import AE
 from domainbed.algorithms.vae import VAE
-from domainbed.engine import Engine, NonFiniteLoss, avoid_weak_kernels
+from domainbed.engine import Engine, NonFiniteLoss, avoid_slow_kernels, keep_tiny_convolutions_in_float32
 from domainbed.errors import UserError
 from domainbed.objectives import rows, schedules
 from domainbed.registry import ALGORITHMS
@@ -25,7 +26,7 @@ def test_bf16_gradients_of_strided_convolutions_agree_with_float32(side: int, ke
     torch.manual_seed(0)
     module = nn.Conv2d(64, 64, kernel, stride, kernel // 2)
     reference = copy.deepcopy(module)
-    avoid_weak_kernels(module)
+    keep_tiny_convolutions_in_float32(module)
     x = torch.randn(4, 64, side, side)
     reference(x).square().mean().backward()
     waste = [torch.full((1 << 18,), float("nan")) for _ in range(10)]  # what uninitialised memory would then hold
@@ -40,28 +41,35 @@ def test_bf16_gradients_of_strided_convolutions_agree_with_float32(side: int, ke
 # timm's layers are subclasses of torch's that compute something else: padding as TensorFlow's, weights standardised, an
 # activation behind the norm.
 @pytest.mark.parametrize(
-    "module",
+    "make",
     [
-        nn.GroupNorm(8, 16),
-        nn.GroupNorm(6, 6),
-        timm.layers.GroupNormAct(6, 2),
-        timm.layers.Conv2dSame(6, 8, 3, stride=2),
-        timm.layers.StdConv2d(6, 8, 3, stride=2, padding=1),
-        nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(6, 8, 1), nn.LeakyReLU(0.1, inplace=True)),
+        lambda: nn.GroupNorm(2, 6),
+        lambda: nn.GroupNorm(6, 6),
+        lambda: timm.layers.GroupNormAct(6, 2),
+        lambda: timm.layers.Conv2dSame(6, 8, 3, stride=2),
+        lambda: timm.layers.StdConv2d(6, 8, 3, stride=2, padding=1),
+        lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(6, 8, 1), nn.ReLU(inplace=True)),
     ],
-    ids=lambda module: type(module).__name__,
+    ids=["GroupNorm", "instance norm", "GroupNormAct", "Conv2dSame", "StdConv2d", "ReLU"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_avoids_weak_kernels_computes_the_same(module: nn.Module, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("side", [2, 9])
+def test_layers_that_go_another_way_compute_the_same(
+    make: Callable[[], nn.Module], dtype: torch.dtype, side: int
+) -> None:
     torch.manual_seed(0)
+    module = make()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
     reference = copy.deepcopy(module).double()
-    around = copy.deepcopy(module)
-    avoid_weak_kernels(around)
-    x = torch.randn(4, getattr(module, "num_channels", 6), 9, 10).to(memory_format=torch.channels_last)
+    for _ in range(2):  # an algorithm may be prepared again
+        keep_tiny_convolutions_in_float32(module)
+        avoid_slow_kernels(module)
+    x = torch.randn(4, 6, side, side + 1).to(memory_format=torch.channels_last)
     given, exact = x.clone().requires_grad_(), x.double().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        found = around(given.to(dtype))
-    wanted = reference(exact * 1)
+        found = module((1 * given).to(dtype))
+    wanted = reference(1 * exact)
     assert found.is_contiguous(memory_format=torch.channels_last)
     weights = torch.randn_like(wanted)
     (found.double() * weights).sum().backward()
@@ -70,6 +78,28 @@ def test_what_avoids_weak_kernels_computes_the_same(module: nn.Module, dtype: to
     for ours, theirs in ((found, wanted), (given.grad, exact.grad)):
         error = (ours.double() - theirs).norm() / theirs.norm()
         assert error < (1e-5 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("groups", "dtype", "is_nchw"),
+    [(2, torch.bfloat16, False), (4, torch.bfloat16, True), (16, torch.bfloat16, True), (16, torch.float32, False)],
+)
+def test_narrow_groups_are_normalised_in_nchw_order_in_bf16(
+    groups: int, dtype: torch.dtype, is_nchw: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm, seen, group_norm = nn.GroupNorm(groups, 16), [], nn.functional.group_norm
+    monkeypatch.setattr(nn.functional, "group_norm", lambda x, *args: (seen.append(x), group_norm(x, *args))[1])
+    avoid_slow_kernels(norm)
+    x = torch.randn(2, 16, 5, 5, dtype=dtype).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        assert norm(x).is_contiguous(memory_format=torch.channels_last)
+    assert [one.is_contiguous() for one in seen] == [is_nchw]
+
+
+def test_relu_is_not_in_place_in_bf16_on_a_cpu_and_others_stay() -> None:
+    relu, leaky = nn.ReLU(inplace=True), nn.LeakyReLU(inplace=True)
+    avoid_slow_kernels(nn.Sequential(relu, leaky))
+    assert not relu.inplace and leaky.inplace
 
 
 def test_bf16_runs_the_network_in_bf16_and_the_weights_stay_float32() -> None:

@@ -144,6 +144,14 @@ def test_reconstruction_agrees_with_torchmetrics(size, channels):
     torch.testing.assert_close(figures["ssim"], ssim, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("images_at_once", [1, 2, 4])
+def test_ssim_is_the_same_however_many_images_are_compared_at_once(images_at_once, monkeypatch):
+    a, b = torch.rand(2, 5, 3, 20, 24)
+    whole = metrics.reconstruction(a, b)["ssim"]
+    monkeypatch.setattr(metrics, "_SSIM_CHUNK", images_at_once * 3 * 20 * 24)
+    torch.testing.assert_close(metrics.reconstruction(a, b)["ssim"], whole, atol=1e-6, rtol=0)
+
+
 def test_ssim_of_constant_images_is_its_luminance_term():
     a, b = torch.full((1, 3, 16, 16), 0.3), torch.full((1, 3, 16, 16), 0.6)
     expected = (2 * 0.3 * 0.6 + 1e-4) / (0.3**2 + 0.6**2 + 1e-4)
