@@ -119,6 +119,21 @@ class Noisy(Bad):
         return code + torch.randn_like(code)
 
 
+class Partial(Bad):
+    """Keeps a mean of the images that it was given last, which are a piece of the batch."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def losses(self, minibatches, unlabeled=None):
+        self.seen = concatenate(minibatches)[0].mean()
+        return super().losses(minibatches)
+
+    def after_step(self):
+        self.mean.copy_(self.seen)
+
+
 class Unbounded(Bad):
     """Returns logits as an image."""
 
@@ -145,6 +160,7 @@ class Unsaved(Bad):
         (Stuck, check_overfits_one_batch, "took the loss from"),
         (Summing, check_batch_size_does_not_matter, "batch_coupled"),
         (Noisy, check_parts_make_the_same_step, "in two pieces. Draw noise"),
+        (Partial, check_parts_make_the_same_step, "mean differs after a step in two pieces"),
         (Noisy, check_evaluation_is_deterministic, "second time"),
         (Unbounded, check_shapes, r"not in \[0, 1\]"),
         (Unsaved, check_save_and_load, "after saving and loading"),
