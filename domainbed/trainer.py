@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -228,10 +228,20 @@ class Training:
                     self.save("last", done)
                     saved_at = time.monotonic()
                 if to_stop:
-                    log(f"stopped by {stop.asked or 'another process'} after step {done}. Go on with --resume")
-                    engine.wait()  # until it is saved
-                    raise Interrupted
+                    self.stop(stop, done)
+            if engine.any(bool(stop.asked)):  # during the last step, or while it was judged and saved
+                self.stop(stop, settings.steps)
         self.finish()
+
+    def stop(self, stop: "Stop", step: int) -> NoReturn:
+        """End the run, which is saved, as it was asked to.
+
+        Raises:
+            Interrupted: always.
+        """
+        self.records.log(f"stopped by {stop.asked or 'another process'} after step {step}. Go on with --resume")
+        self.engine.wait()  # until it is saved
+        raise Interrupted
 
     def make_loader(self) -> TrainLoader:
         """Return the loader of the training environments."""

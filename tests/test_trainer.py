@@ -396,6 +396,17 @@ def test_an_interrupt_before_the_first_checkpoint_leaves_a_run_to_go_on_with(tra
     assert status == 0 and "goes on after step 1" in out
 
 
+def test_a_signal_during_the_last_step_stops_the_run_before_the_next_target(train, photographs: Path) -> None:
+    arguments = ["--data_dir", photographs, "--test_envs", "0", "1", *SHORT]
+    assert train("straight", *arguments)[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        status, out, _ = train("stopped", *arguments)
+    assert status == 130 and "stopped by SIGINT after step 4" in out and "target camera1" not in out
+    assert train("stopped", "--resume")[0] == 0
+    assert records(run_folder("straight")) == records(run_folder("stopped"))
+
+
 def test_train_subset_holds_out_the_first_environment_only(train, photographs: Path) -> None:
     status, _, _ = train("subset", "--data_dir", photographs, "--subset_size", "12", *SHORT, script="train_subset")
     assert status == 0
