@@ -13,11 +13,10 @@ for ReLU; the other rows are why it does not elsewhere. Where a newer torch brin
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 
 import torch
-from paired import guarded_by, in_turn, parser, record
+from paired import guarded_by, in_turn, parser, record, seconds
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -83,13 +82,7 @@ def group_norms(x: Tensor, groups: int) -> tuple[Callable[[], float], Callable[[
 def milliseconds(work: Callable[[], object]) -> Callable[[], float]:
     """Return a function that takes the time of some work; the work is done once before, so that memory has grown."""
     work()
-
-    def once() -> float:
-        started = time.perf_counter()
-        work()
-        return (time.perf_counter() - started) * 1e3
-
-    return once
+    return lambda: seconds(work, torch.device("cpu")) * 1e3
 
 
 if __name__ == "__main__":

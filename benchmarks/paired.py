@@ -62,6 +62,17 @@ def in_turn(baseline: Callable[[], float], ours: Callable[[], float], pairs: int
     return statistics.median(one for one, _ in found), statistics.median(one for _, one in found)
 
 
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the time that some work takes, on a GPU until it is done there."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
 def output_of(command: Sequence[object], folder: Path) -> str:
     """Run a Python program in a folder and return what it printed.
 

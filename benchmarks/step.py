@@ -18,12 +18,10 @@ their rate divided by the ceiling of the precision that was used is the share.
 import argparse
 import multiprocessing
 import sys
-import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import torch
-from paired import PlainTraining, guarded_by, in_turn, parser, record, vae_dg
+from paired import PlainTraining, guarded_by, in_turn, parser, record, seconds, vae_dg
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -142,17 +140,6 @@ def ceiling(dtype: torch.dtype, device: torch.device) -> float:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     torch.mm(a, b)
     return 2 * side**3 / min(seconds(lambda: torch.mm(a, b), device) for _ in range(PRODUCTS))
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the time that some work takes, on a GPU until it is done there."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ class Training:
                 done = step + 1
                 bar.update()
                 now = time.monotonic()
-                to_stop = engine.any(bool(stop.asked)) and done < settings.steps
+                to_stop = engine.any(bool(stop.asked))
                 at_checkpoint = done % settings.checkpoint_freq == 0 or done == settings.steps
                 if done % settings.tb_freq == 0 or done in (1, settings.steps):  # a curve begins where training does
                     self.record_losses(done, losses)
@@ -228,12 +228,12 @@ class Training:
                     self.save("last", done)
                     saved_at = time.monotonic()
                 if to_stop:
-                    self.stop(stop, done)
-            if engine.any(bool(stop.asked)):  # during the last step, or while it was judged and saved
-                self.stop(stop, settings.steps)
+                    self.interrupt(stop, done)
+            if engine.any(bool(stop.asked)):  # while the last step was judged and saved
+                self.interrupt(stop, settings.steps)
         self.finish()
 
-    def stop(self, stop: "Stop", step: int) -> NoReturn:
+    def interrupt(self, stop: "Stop", step: int) -> NoReturn:
         """End the run, which is saved, as it was asked to.
 
         Raises:
