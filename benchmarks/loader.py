@@ -97,7 +97,7 @@ def packed_rate(images: Images, jitter: bool, epochs: int) -> float:
     steps = max(1, epochs * len(images.names) // (batch * len(sources)))
     started = time.perf_counter()
     for step in range(steps):
-        loader.finish(loader.read(step), step, engine.to_device)
+        loader.finish(loader.read(step), engine.to_device)
     return steps * batch * len(sources) / (time.perf_counter() - started)
 
 
@@ -110,7 +110,7 @@ def first_epoch_rate(data_dir: Path) -> float:
         for environment in range(len(images.environments)):
             loader = TrainLoader(images, [environment], 1, 0, Augment(GEOMETRIC))
             for step in range(len(loader.rows[environment])):
-                loader.finish(loader.read(step), step, engine.to_device)
+                loader.finish(loader.read(step), engine.to_device)
                 count += 1
         return count / (time.perf_counter() - started)
 

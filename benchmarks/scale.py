@@ -145,7 +145,7 @@ def measure(sizes: list[int], turns: int, folder: Path) -> dict[str, Any]:
                 for step in steps:
                     began = time.perf_counter()
                     torch.manual_seed(step)
-                    algorithm.update(loader.finish(next(ahead), step, engine.to_device))
+                    algorithm.update(loader.finish(next(ahead), engine.to_device))
                     of_turn.append(time.perf_counter() - began)
             of_size += of_turn[WARM_UP:]
     step_ms = [1000 * statistics.median(of_size) for of_size in times]

@@ -13,14 +13,18 @@ import atexit
 import copy
 import shutil
 import tempfile
+import traceback
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed import checkpoint
 from domainbed.algorithms import finished
@@ -282,8 +286,9 @@ def check_save_and_load(cls: type[Algorithm], **hparams: Any) -> None:
         loaded = cls(SHAPES[0], NUM_CLASSES, NUM_DOMAINS, algorithm.hparams)
         checkpoint.load_weights(Path(folder) / "last", loaded)
     loaded.eval()
-    for name, answer in _answers(algorithm).items():
-        assert torch.equal(answer, _answers(loaded)[name]), f"{name} answers differently after saving and loading"
+    x, y = minibatches()[0]
+    for name, answer in _answers(algorithm, x, y).items():
+        assert torch.equal(answer, _answers(loaded, x, y)[name]), f"{name} answers differently after saving and loading"
 
 
 def check_evaluation_is_deterministic(cls: type[Algorithm], **hparams: Any) -> None:
@@ -292,10 +297,11 @@ def check_evaluation_is_deterministic(cls: type[Algorithm], **hparams: Any) -> N
     _train(algorithm, 0, 1)
     algorithm.eval()
     before = copy.deepcopy(algorithm.state_dict())
-    first = _answers(algorithm)
+    x, y = minibatches()[0]
+    first = _answers(algorithm, x, y)
     torch.manual_seed(99)
-    second = _answers(algorithm)
-    single = _answers(algorithm, num_images=1)
+    second = _answers(algorithm, x, y)
+    single = _answers(algorithm, x[:1], y[:1])
     with torch.no_grad():
         algorithm.losses(minibatches(algorithm=algorithm))
     for name, answer in first.items():
@@ -309,6 +315,41 @@ def check_evaluation_is_deterministic(cls: type[Algorithm], **hparams: Any) -> N
     assert not moved, f"evaluation changed these: {moved}"
 
 
+def check_runs_on_a_gpu(cls: type[Algorithm], **hparams: Any) -> None:
+    """With its weights and the images on a GPU, all that it computes stays there, and nothing waits for the GPU.
+
+    No GPU is needed: torch computes with tensors that have a device and a shape, and no values (FakeTensorMode). What
+    asks for a value, such as `.item()`, `if tensor` or a choice by a mask, can't be followed, and would make every step
+    wait for the GPU: that is a warning. The way back is not walked.
+    """
+    algorithm = build(cls, **hparams)
+    made = minibatches(algorithm=algorithm)
+    with FakeTensorMode():
+        onto_imagined_gpu(algorithm)
+        batches = [(imagined(x), imagined(y)) for x, y in made]
+        x, y = batches[0]
+        try:
+            with NoWaiting():
+                losses = algorithm(batches)
+                algorithm.finish_step()
+                algorithm.eval()
+                with torch.no_grad():
+                    answers = _answers(algorithm, x, y)
+                    if isinstance(algorithm, Sampler):
+                        answers["sample"] = algorithm.sample(BATCH)
+                    if isinstance(algorithm, Encoder) and isinstance(algorithm, Decoder):
+                        answers["decode"] = algorithm.decode(algorithm.encode(x))
+        except (DataDependentOutputException, DynamicOutputShapeException, WaitsForGPU) as error:
+            warnings.warn(f"{_place(error)} waits for the GPU: compute with tensors, such as torch.where", stacklevel=2)
+            return
+        except (RuntimeError, AssertionError) as error:
+            raise AssertionError(
+                f"on a GPU {_place(error)} fails ({error}). Keep tensors in buffers, and make new ones with device="
+            ) from error
+    for name, value in (losses | answers).items():
+        assert value.device == x.device, f"{name} is on {value.device}, while the images are on {x.device}"
+
+
 CHECKS: tuple[Callable[..., None], ...] = (
     check_shapes,
     check_every_parameter_learns,
@@ -318,6 +359,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     check_resume_is_exact,
     check_save_and_load,
     check_evaluation_is_deterministic,
+    check_runs_on_a_gpu,
 )
 
 
@@ -345,14 +387,56 @@ class NoNoise(TorchFunctionMode):
         return result.fill_(self.CENTRES[func]) if func in self.CENTRES else result
 
 
+class WaitsForGPU(Exception):
+    """Something is copied between the processor and a GPU, and the program waits until that is done."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """While active, `WaitsForGPU` is raised by copies that are not `non_blocking`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[func is torch.ops.aten.copy_.default]  # copy_(self, source, non_blocking)
+            waits = not (kwargs.get("non_blocking") or True in args[2:])
+            if waits and source.device.type != result.device.type:
+                raise WaitsForGPU
+        return result
+
+
+def imagined(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape on a GPU that need not be there; inside a `FakeTensorMode`."""
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cuda:0")
+
+
+def onto_imagined_gpu(module: nn.Module) -> None:
+    """Do what `module.to("cuda")` does, for a GPU that need not be there: other tensors than its own stay behind."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(imagined(parameter), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = imagined(buffer)
+
+
+def _place(error: BaseException) -> str:
+    """Return the file and line where torch was called."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if f"{Path(torch.__file__).parent}" not in frame.filename]
+    called = [frame for frame in own if frame.filename != __file__] or own
+    return f"{Path(called[-1].filename).name}:{called[-1].lineno} ({called[-1].line})"
+
+
 def _train(algorithm: Algorithm, start: int, end: int) -> None:
     for step in range(start, end):
         torch.manual_seed(1000 + step)
         algorithm.update(minibatches(seed=step, algorithm=algorithm))
 
 
-def _answers(algorithm: Algorithm, num_images: int = BATCH) -> dict[str, Tensor]:
-    x, y = (part[:num_images] for part in minibatches()[0])
+def _answers(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Return what takes no noise."""
     with torch.no_grad():
         found = {
             name: getattr(algorithm, name)(x) for name in ("predict", "encode", "segment") if hasattr(algorithm, name)

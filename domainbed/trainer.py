@@ -204,7 +204,7 @@ class Training:
         ):
             for step in range(start, settings.steps):
                 seed_everything(self.seed, step)
-                minibatches = self.loader.finish(next(ahead), step, engine.to_device)
+                minibatches = self.loader.finish(next(ahead), engine.to_device)
                 try:
                     losses = self.algorithm.update(minibatches)
                 except NonFiniteLoss as error:

@@ -20,6 +20,7 @@ from domainbed.testing import (
     check_overfits_one_batch,
     check_parts_make_the_same_step,
     check_resume_is_exact,
+    check_runs_on_a_gpu,
     check_save_and_load,
     check_shapes,
 )  # fmt: skip
@@ -152,6 +153,73 @@ class Unsaved(Bad):
         return super().encode(x) + self.offset
 
 
+class Attached(Bad):
+    """Keeps a tensor that `to` does not move."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.offset = torch.ones(8)
+
+    def encode(self, x):
+        return super().encode(x) + self.offset
+
+
+class Elsewhere(Bad):
+    """Makes a tensor on the processor, wherever the images are."""
+
+    def losses(self, minibatches, unlabeled=None):
+        x, _ = concatenate(minibatches)
+        return {"loss": ((self.reconstruct(x) - x).square().mean((1, 2, 3)) * torch.ones(len(x))).mean()}
+
+
+class OffTheGPU(Bad):
+    """Returns a term that it has computed on the processor."""
+
+    def losses(self, minibatches, unlabeled=None):
+        return super().losses(minibatches) | {"extra": torch.zeros(())}
+
+
+class Curious(Bad):
+    """Asks for a value in every step."""
+
+    def losses(self, minibatches, unlabeled=None):
+        terms = super().losses(minibatches)
+        return terms if terms["loss"] > 0 else terms
+
+
+class Picky(Bad):
+    """Chooses images by their values."""
+
+    def losses(self, minibatches, unlabeled=None):
+        x, y = concatenate(minibatches)
+        bright = x[x.mean((1, 2, 3)) >= 0]
+        return super().losses([(bright, y)])
+
+
+class Sending(Bad):
+    """Sends a constant to the device in every step."""
+
+    def after_step(self):
+        self.step.new_tensor([1, 2])
+
+
+class Overwriting(Bad):
+    """Likewise, into a buffer."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("pair", torch.zeros(2))
+
+    def after_step(self):
+        self.pair.copy_(torch.ones(2))
+
+
+@pytest.mark.parametrize("cls", [Curious, Picky, Sending, Overwriting])
+def test_what_makes_every_step_wait_for_a_gpu_is_a_warning(cls: type[Algorithm]) -> None:
+    with pytest.warns(UserWarning, match=r"test_contract.py:\d+ \(.+\) waits for the GPU"):
+        check_runs_on_a_gpu(cls, latent_dim=8)
+
+
 @pytest.mark.parametrize(
     ("cls", "check", "says"),
     [
@@ -164,6 +232,9 @@ class Unsaved(Bad):
         (Noisy, check_evaluation_is_deterministic, "second time"),
         (Unbounded, check_shapes, r"not in \[0, 1\]"),
         (Unsaved, check_save_and_load, "after saving and loading"),
+        (Attached, check_runs_on_a_gpu, r"on a GPU test_contract.py:\d+ \(return super\(\).encode\(x\) \+ self.offset"),
+        (Elsewhere, check_runs_on_a_gpu, "two devices, cuda:0 and cpu|different devices cuda:0, cpu"),
+        (OffTheGPU, check_runs_on_a_gpu, "extra is on cpu, while the images are on cuda:0"),
     ],
 )
 def test_each_check_finds_the_fault_it_is_there_for(cls: type[Algorithm], check: Callable, says: str) -> None:

@@ -1,5 +1,9 @@
 """What varies from step to step: random changes of training images, the same again for the same seed, step and row.
 
+    augment = Augment(["crop_scale", "color_jitter"])
+    changes = augment.draw(rows, seed, step)            # on the CPU, by whoever reads ahead
+    images, masks = augment(images, changes, masks)     # on the device
+
 A whole batch is changed at once, on the device where it lies, each image by parameters of its own. Everything that
 moves pixels becomes one affine map and one bilinear resampling per image, however many changes are named.
 What every split gets alike is in `preprocess`. Importing the names costs no torch.
@@ -7,6 +11,7 @@ What every split gets alike is in `preprocess`. Importing the names costs no tor
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +41,34 @@ COLOR_JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.
 GREY = (0.2989, 0.587, 0.114)
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What was drawn for some images.
+
+    Attributes:
+        count: B, the number of images.
+        maps: float32 (B, 2, 3) from a place in the new image to one in the old; None where no pixel moves.
+        from_outside: whether some map looks beyond the image.
+        strengths: float32 (4, B) of the colour changes, between -1 and 1; None where colours stay.
+        order: in which colours are changed.
+    """
+
+    count: int
+    maps: "Tensor | None" = None
+    from_outside: bool = False
+    strengths: "Tensor | None" = None
+    order: tuple[str, ...] = ()
+
+    def pinned(self) -> "Changes":
+        """Return the same in memory that a GPU copies from while other work goes on."""
+        maps, strengths = self.maps, self.strengths
+        return replace(
+            self,
+            maps=None if maps is None else maps.pin_memory(),
+            strengths=None if strengths is None else strengths.pin_memory(),
+        )
+
+
 class Augment:
     """Apply the named random changes, in order, to each image with parameters of its own.
 
@@ -58,18 +91,42 @@ class Augment:
             if name not in AUGMENTATIONS:
                 raise UserError(f"augment: no {name!r}{did_you_mean(name, AUGMENTATIONS)}")
 
-    def __call__(
-        self, images: "Tensor", rows: Sequence[int], seed: int, step: int, masks: "Tensor | None" = None
-    ) -> "tuple[Tensor, Tensor | None]":
-        """Return changed images, and masks moved with them by nearest neighbour.
+    def draw(self, rows: Sequence[int], seed: int, step: int) -> Changes:
+        """Return how each image of a batch is changed.
 
         The change of an image depends on `seed`, `step` and its own row alone, not on the batch that it came in. No
-        generator of torch's is asked.
+        generator of torch's is asked. Any thread may call it.
+
+        Args:
+            rows: B numbers that name the images, the same in every run (rows of the pack).
+            seed, step: of the run, and the optimiser step that the batch is for.
+        """
+        changes = Changes(len(rows))
+        if not self.names:
+            return changes
+        import torch
+
+        draws = [np.random.default_rng((seed, step, int(row))) for row in rows]
+        maps = [np.stack([_MAPS[name](draw) for draw in draws]) for name in self.names if name in _MAPS]
+        if maps:
+            composed = _composed(maps)
+            from_outside = bool((np.abs(composed).sum(2) > 1 + 1e-6).any())  # a corner lies there
+            changes = replace(changes, maps=torch.from_numpy(composed.astype(np.float32)), from_outside=from_outside)
+        if "color_jitter" in self.names:
+            kinds = [*COLOR_JITTER]
+            order = tuple(kinds[k] for k in np.random.default_rng((seed, step)).permutation(len(kinds)))
+            strengths = np.array([[draw.uniform(-1, 1) for _ in kinds] for draw in draws], np.float32)
+            changes = replace(changes, strengths=torch.from_numpy(strengths.T.copy()), order=order)
+        return changes
+
+    def __call__(
+        self, images: "Tensor", changes: Changes, masks: "Tensor | None" = None
+    ) -> "tuple[Tensor, Tensor | None]":
+        """Return changed images, and masks moved with them by nearest neighbour. A GPU is not waited for.
 
         Args:
             images: float32 (B, C, S, S) in [0, 1], C of 1 or 3, on any device.
-            rows: B numbers that name the images, the same in every run (rows of the pack).
-            seed, step: of the run, and the optimiser step that the batch is for.
+            changes: of B images, from `draw`.
             masks: uint8 (B, S, S).
 
         Raises:
@@ -79,22 +136,20 @@ class Augment:
             return images, masks
         import torch
 
-        side = images.shape[-1]
-        if images.dtype != torch.float32 or images.shape != (len(rows), *images.shape[1:2], side, side):
-            raise ValueError(f"images must be float32 ({len(rows)}, C, S, S), not {images.dtype} {tuple(images.shape)}")
+        side, found = images.shape[-1], f"{images.dtype} {tuple(images.shape)}"
+        if images.dtype != torch.float32 or images.shape != (changes.count, *images.shape[1:2], side, side):
+            raise ValueError(f"images must be float32 ({changes.count}, C, S, S), not {found}")
         if masks is not None and (masks.dtype != torch.uint8 or masks.shape != images[:, 0].shape):
             shape = tuple(images[:, 0].shape)
             raise ValueError(f"masks must be uint8 {shape}, not {masks.dtype} {tuple(masks.shape)}")
-        draws = [np.random.default_rng((seed, step, int(row))) for row in rows]
-        maps = [np.stack([_MAPS[name](draw) for draw in draws]) for name in self.names if name in _MAPS]
-        if maps:
-            images, masks = _resample(images, masks, _composed(maps))
-        if "color_jitter" in self.names:
-            order = np.random.default_rng((seed, step)).permutation(len(COLOR_JITTER))
-            strengths = np.array([[draw.uniform(-1, 1) for _ in COLOR_JITTER] for draw in draws], np.float32)
+        if changes.maps is not None:
+            maps = changes.maps.to(images.device, non_blocking=True)
+            images, masks = _resample(images, masks, maps, changes.from_outside)
+        if changes.strengths is not None:
+            strengths = changes.strengths.to(images.device, non_blocking=True)
             images = images.contiguous()  # planes of one colour are several times as fast to compute with
-            for k in order.tolist():
-                images = _recolour(images, [*COLOR_JITTER][k], torch.from_numpy(strengths[:, k]).to(images.device))
+            for kind in changes.order:
+                images = _recolour(images, kind, strengths[[*COLOR_JITTER].index(kind)])
         return images.contiguous(memory_format=torch.channels_last), masks
 
 
@@ -147,17 +202,17 @@ def _composed(maps: list[np.ndarray]) -> np.ndarray:
     return total
 
 
-def _resample(images: "Tensor", masks: "Tensor | None", maps: np.ndarray) -> "tuple[Tensor, Tensor | None]":
+def _resample(
+    images: "Tensor", masks: "Tensor | None", maps: "Tensor", from_outside: bool
+) -> "tuple[Tensor, Tensor | None]":
     """Return images, bilinearly, and masks, by nearest neighbour, each as its map says; black outside."""
-    import torch
     from torch.nn import functional as F
 
-    theta = torch.from_numpy(maps.astype(np.float32)).to(images.device)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (B, S, S, 2)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)  # (B, S, S, 2)
     changed = F.grid_sample(images, grid, "bilinear", "border", align_corners=False)
     if masks is not None:
         masks = F.grid_sample(masks[:, None].float(), grid, "nearest", "border", align_corners=False)[:, 0].byte()
-    if (np.abs(maps).sum(2) > 1 + 1e-6).any():  # a corner comes from outside
+    if from_outside:
         inside = (grid.abs() <= 1).all(-1)  # (B, S, S); up to the very edge a pixel has its full brightness
         changed, masks = changed.mul_(inside[:, None]), None if masks is None else masks.mul_(inside)
     return changed.clamp_(0, 1), masks
@@ -182,8 +237,8 @@ def _grey(images: "Tensor") -> "Tensor":
     """Return (B, 1, H, W)."""
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor(GREY).reshape(1, 3, 1, 1)
-    return (images * weights).sum(1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
 def _blend(images: "Tensor", other: "Tensor", share: "Tensor") -> "Tensor":
@@ -200,5 +255,6 @@ def _turn_hue(images: "Tensor", turn: "Tensor") -> "Tensor":
     distance = torch.where(value == red, green - blue, torch.where(value == green, blue - red, red - green))
     first = torch.where(value == red, 0.0, torch.where(value == green, 2.0, 4.0))  # sector where the hue is the largest
     sector = (distance / chroma.clamp(min=torch.finfo(images.dtype).tiny)).add_(first).add_(6 * turn)  # (B, 1, H, W)
-    k = (sector + images.new_tensor([5, 3, 1]).reshape(1, 3, 1, 1)).remainder_(6)  # (B, 3, H, W)
+    offsets = torch.arange(5, 0, -2, device=images.device, dtype=images.dtype).reshape(1, 3, 1, 1)
+    k = (sector + offsets).remainder_(6)  # (B, 3, H, W)
     return value - torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma)

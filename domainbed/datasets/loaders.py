@@ -2,7 +2,7 @@
 
     with ReadAhead(loader.read, start, steps) as ahead:
         for step in range(start, steps):
-            minibatches = loader.finish(next(ahead), step, engine.to_device)
+            minibatches = loader.finish(next(ahead), engine.to_device)
 
 A loader keeps no state: step `step` can be asked for at any time, so resuming a run is asking for the next step.
 Where rows come from is `prepare` and `packed`; how they are changed is `augment`.
@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from torch import Tensor
 
-from domainbed.datasets.augment import Augment
+from domainbed.datasets.augment import Augment, Changes
 from domainbed.datasets.prepare import Images
 from domainbed.errors import UserError
 
@@ -34,12 +34,12 @@ class Raw:
     """What one step needs of one environment, as it is stored.
 
     Attributes:
-        rows: (B,) of the images. keys: (B,) numbers to key their augmentation by. pixels: uint8 (B, C, H, W).
+        rows: (B,) of the images. changes: how they are augmented. pixels: uint8 (B, C, H, W).
         planes: uint8 (B, H, W) masks, or None.
     """
 
     rows: np.ndarray
-    keys: list[int]
+    changes: Changes
     pixels: Tensor
     planes: Tensor | None
 
@@ -118,7 +118,7 @@ class TrainLoader:
         return generator.permutation(len(self.rows[environment]))
 
     def read(self, step: int) -> list[Raw]:
-        """Return this process's share of a step's images, as stored, for every training environment.
+        """Return this process's share of a step's images, as stored, and their augmentation, of every environment.
 
         Any thread may call it.
         """
@@ -126,27 +126,29 @@ class TrainLoader:
         for environment in self.environments:
             chosen = self.row_indices(step, environment)
             rows, keys = chosen[self.share], self.keys(chosen)[self.share]
+            changes = self.augment.draw(keys, self.seed, step)
             pixels, planes = self.images.pixels(rows), self.images.planes(rows)
             if self.pin:
                 pixels, planes = pixels.pin_memory(), None if planes is None else planes.pin_memory()
-            found.append(Raw(rows, keys, pixels, planes))
+                changes = changes.pinned()
+            found.append(Raw(rows, changes, pixels, planes))
         return found
 
-    def finish(self, raw: list[Raw], step: int, to_device: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def finish(self, raw: list[Raw], to_device: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return (images (B, C, H, W) in [0, 1], labels (B,)) on the device, augmented there.
 
         In a run with masks, these take the place of labels: (B, H, W) or (B, K, H, W), see `masks.to_target`. A mask is
         changed with its image.
 
         Args:
-            raw: of `read`. step: the same.
+            raw: of `read`.
             to_device: takes uint8 images to float32 in [0, 1] on the device.
         """
         batches = []
         for one in raw:
             x = to_device(one.pixels)
             planes = None if one.planes is None else one.planes.to(x.device, non_blocking=True)
-            x, planes = self.augment(x, one.keys, self.seed, step, planes)
+            x, planes = self.augment(x, one.changes, planes)
             y = self.images.targets(one.rows, planes)
             batches.append((x, y.to(x.device, non_blocking=True)))
         return batches

@@ -42,12 +42,18 @@ def places(images: torch.Tensor) -> torch.Tensor:
     return (images[:, :2] * 255 - 40) / 4
 
 
+def changed_by(names, images, rows, seed: int, step: int, masks: torch.Tensor | None = None):
+    """Return images and masks changed as the names say."""
+    augment = Augment(names)
+    return augment(images, augment.draw(rows, seed, step), masks)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("names", [*[[name] for name in AUGMENTATIONS], list(AUGMENTATIONS)])
 def test_shape_type_and_some_change(names: list[str], channels: int) -> None:
     images = pictures(16, channels)
     kept = images.clone()
-    changed, masks = Augment(names)(images, range(16), seed=0, step=0)
+    changed, masks = changed_by(names, images, range(16), seed=0, step=0)
     assert changed.shape == images.shape and changed.dtype == torch.float32 and type(changed) is torch.Tensor
     assert masks is None
     assert not torch.allclose(changed, images, atol=0.01)
@@ -57,35 +63,35 @@ def test_shape_type_and_some_change(names: list[str], channels: int) -> None:
 
 def test_no_names_give_back_the_very_arguments() -> None:
     images, masks = pictures(2), torch.zeros(2, SIZE, SIZE, dtype=torch.uint8)
-    same, same_masks = Augment([])(images, [0, 1], 0, 0, masks)
+    same, same_masks = changed_by([], images, [0, 1], 0, 0, masks)
     assert same is images and same_masks is masks
 
 
 def test_the_change_is_a_function_of_seed_step_and_row_alone() -> None:
-    augment_all, images, rows = Augment(AUGMENTATIONS), pictures(6), [5, 900, 3, 77, 12, 40]
-    changed, _ = augment_all(images, rows, seed=1, step=2)
+    images, rows = pictures(6), [5, 900, 3, 77, 12, 40]
+    changed, _ = changed_by(AUGMENTATIONS, images, rows, seed=1, step=2)
     torch.manual_seed(123)
     order = [4, 0, 2]
-    part, _ = Augment(AUGMENTATIONS)(images[order], [rows[i] for i in order], seed=1, step=2)
+    part, _ = changed_by(AUGMENTATIONS, images[order], [rows[i] for i in order], seed=1, step=2)
     torch.testing.assert_close(part, changed[order], rtol=0, atol=1e-6)
-    alone, _ = augment_all(images[3:4], np.array([77]), seed=1, step=2)
+    alone, _ = changed_by(AUGMENTATIONS, images[3:4], np.array([77]), seed=1, step=2)
     torch.testing.assert_close(alone[0], changed[3], rtol=0, atol=1e-6)
     one_picture = images[:1].expand(5, -1, -1, -1)
-    others = [augment_all(one_picture[:1], [row], seed, step)[0] for row, seed, step in
+    others = [changed_by(AUGMENTATIONS, one_picture[:1], [row], seed, step)[0] for row, seed, step in
               [(5, 1, 2), (6, 1, 2), (5, 2, 2), (5, 1, 3), (1, 5, 2)]]  # fmt: skip
     assert all(not torch.allclose(others[0], other, atol=0.01) for other in others[1:])
 
 
 def test_a_mask_beside_the_image_does_not_change_the_draw() -> None:
     images, masks = pictures(4), torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)
-    without, _ = Augment(AUGMENTATIONS)(images, range(4), 0, 0)
-    beside, _ = Augment(AUGMENTATIONS)(images, range(4), 0, 0, masks)
+    without, _ = changed_by(AUGMENTATIONS, images, range(4), 0, 0)
+    beside, _ = changed_by(AUGMENTATIONS, images, range(4), 0, 0, masks)
     assert torch.equal(without, beside)
 
 
 def test_the_global_generator_is_left_alone() -> None:
     state = torch.get_rng_state()
-    Augment(AUGMENTATIONS)(pictures(), range(6), 0, 0)
+    changed_by(AUGMENTATIONS, pictures(), range(6), 0, 0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -94,18 +100,19 @@ def test_the_draw_is_the_same_in_every_process() -> None:
 import torch
 from domainbed.datasets.augment import AUGMENTATIONS, Augment
 x = torch.linspace(0, 1, 3 * 64).reshape(1, 3, 8, 8)
-print(Augment(AUGMENTATIONS)(x, [333], 1, 22)[0].double().sum().item())
+augment = Augment(AUGMENTATIONS)
+print(augment(x, augment.draw([333], 1, 22))[0].double().sum().item())
 """
     found = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)}
     x = torch.linspace(0, 1, 3 * 64).reshape(1, 3, 8, 8)
     (text,) = found
-    assert float(text) == pytest.approx(Augment(AUGMENTATIONS)(x, [333], 1, 22)[0].double().sum().item(), rel=1e-6)
+    assert float(text) == pytest.approx(changed_by(AUGMENTATIONS, x, [333], 1, 22)[0].double().sum().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name, axis", [("horizontal_flip", -1), ("vertical_flip", -2)])
 def test_a_flip_mirrors_half_of_the_images(name: str, axis: int) -> None:
     images = pictures(1).expand(400, -1, -1, -1)
-    changed, _ = Augment([name])(images, range(400), 0, 0)
+    changed, _ = changed_by([name], images, range(400), 0, 0)
     flipped = ((changed - images.flip(axis)).abs() < 1e-5).flatten(1).all(dim=1)
     kept = ((changed - images).abs() < 1e-5).flatten(1).all(dim=1)
     assert (flipped ^ kept).all()
@@ -113,7 +120,7 @@ def test_a_flip_mirrors_half_of_the_images(name: str, axis: int) -> None:
 
 
 def test_shifts_reach_a_tenth_and_no_further() -> None:
-    changed, _ = Augment(["shift"])(ramps(100), range(100), 0, 0)
+    changed, _ = changed_by(["shift"], ramps(100), range(100), 0, 0)
     shift = places(changed)[:, :, SIZE // 2, SIZE // 2] - SIZE // 2
     assert shift.abs().max() <= 0.1 * SIZE + 0.01
     assert (shift.amax(dim=0) > 0.07 * SIZE).all() and (shift.amin(dim=0) < -0.07 * SIZE).all()
@@ -124,7 +131,7 @@ def test_shifts_reach_a_tenth_and_no_further() -> None:
     "names, degrees", [(["rotation"], 15), (["shift", "rotation"], 15), (["rotation", "shift"], 15)]
 )
 def test_rotations_reach_fifteen_degrees_and_no_further(names: list[str], degrees: float) -> None:
-    changed, _ = Augment(names)(ramps(100), range(100), 0, 0)
+    changed, _ = changed_by(names, ramps(100), range(100), 0, 0)
     across = places(changed)[:, :, SIZE // 2, SIZE // 2 + 10] - places(changed)[:, :, SIZE // 2, SIZE // 2 - 10]
     angles = torch.rad2deg(torch.atan2(across[:, 1], across[:, 0]))
     assert angles.abs().max() < degrees + 0.01
@@ -132,7 +139,7 @@ def test_rotations_reach_fifteen_degrees_and_no_further(names: list[str], degree
 
 
 def test_crops_keep_seven_tenths_of_the_area_or_more_and_show_nothing_else() -> None:
-    changed, _ = Augment(["crop_scale"])(ramps(200), range(200), 0, 0)
+    changed, _ = changed_by(["crop_scale"], ramps(200), range(200), 0, 0)
     seen = places(changed)[:, :, -2, -2] - places(changed)[:, :, 1, 1]  # without the edge, which is clamped
     width, height = (seen * SIZE / (SIZE - 3) / SIZE).unbind(1)
     assert (width * height).min() > 0.7 - 0.005 and (width * height).max() > 0.95
@@ -156,15 +163,19 @@ def test_changes_follow_each_other_in_the_order_of_their_names() -> None:
 def test_resampling_agrees_with_torchvision() -> None:
     """A quarter turn, a crop of known place, and a shift by whole pixels."""
     x, rows = pictures(1), SIZE // 8
+
+    def resample(maps: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return augment._resample(x, None, torch.from_numpy(maps).float(), from_outside=True)
+
     quarter = np.array([[[0.0, -1, 0], [1, 0, 0]]])
-    torch.testing.assert_close(augment._resample(x, None, quarter)[0], F.rotate(x, 90), rtol=0, atol=1e-5)
+    torch.testing.assert_close(resample(quarter)[0], F.rotate(x, 90), rtol=0, atol=1e-5)
     crop = np.array([[[0.5, 0, 0.25], [0, 0.5, -0.5]]])  # x from 3/8 to 7/8, y from 0 to 1/2
     expected = F.resized_crop(x, 0, 3 * rows, 4 * rows, 4 * rows, [SIZE, SIZE], antialias=False)
-    inner = augment._resample(x, None, crop)[0][..., 1:-1, 1:-1]  # at its edge a crop sees what lies beside it
+    inner = resample(crop)[0][..., 1:-1, 1:-1]  # at its edge a crop sees what lies beside it
     torch.testing.assert_close(inner, expected[..., 1:-1, 1:-1], rtol=0, atol=1e-5)
     shift = np.array([[[1, 0, 2 * 5 / SIZE], [0, 1, 0]]])
     expected = F.affine(x, 0, [-5, 0], 1, [0])
-    torch.testing.assert_close(augment._resample(x, None, shift)[0], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(resample(shift)[0], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", augment.COLOR_JITTER)
@@ -179,7 +190,7 @@ def test_colours_change_as_torchvision_changes_them(kind: str) -> None:
 
 def test_color_jitter_stays_in_its_limits_and_keeps_geometry() -> None:
     grey = torch.full((300, 1, SIZE, SIZE), 100 / 255)
-    changed, _ = Augment(["color_jitter"])(grey, range(300), 0, 0)
+    changed, _ = changed_by(["color_jitter"], grey, range(300), 0, 0)
     level = 255 * changed.mean(dim=(1, 2, 3))  # contrast does nothing to a flat image
     assert level.min() + 1e-3 >= 70 and level.min() < 73 and level.max() > 127 and level.max() <= 130 + 1e-3
     torch.testing.assert_close(changed, changed[:, :, :1, :1].expand_as(changed))
@@ -189,7 +200,7 @@ def test_colours_are_changed_in_another_order_in_another_step(monkeypatch: pytes
     seen: list[str] = []
     monkeypatch.setattr(augment, "_recolour", lambda images, kind, strength: (seen.append(kind), images)[1])
     for step in range(40):
-        Augment(["color_jitter"])(pictures(1), [0], 0, step)
+        changed_by(["color_jitter"], pictures(1), [0], 0, step)
     orders = {tuple(seen[at : at + 4]) for at in range(0, len(seen), 4)}
     assert len(orders) > 10 and all(set(order) == set(augment.COLOR_JITTER) for order in orders)
 
@@ -197,8 +208,8 @@ def test_colours_are_changed_in_another_order_in_another_step(monkeypatch: pytes
 def test_hue_and_saturation_do_nothing_to_grey(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augment, "COLOR_JITTER", {"saturation": 0.3, "hue": 0.05})
     images = pictures(4, channels=1)
-    assert torch.equal(Augment(["color_jitter"])(images, range(4), 0, 0)[0], images)
-    assert not torch.equal(Augment(["color_jitter"])(pictures(4), range(4), 0, 0)[0], pictures(4))
+    assert torch.equal(changed_by(["color_jitter"], images, range(4), 0, 0)[0], images)
+    assert not torch.equal(changed_by(["color_jitter"], pictures(4), range(4), 0, 0)[0], pictures(4))
 
 
 @pytest.mark.parametrize("names", [[name] for name in AUGMENTATIONS] + [list(AUGMENTATIONS)])
@@ -206,7 +217,7 @@ def test_masks_go_the_way_of_the_image(names: list[str]) -> None:
     squares = torch.zeros(30, SIZE, SIZE, dtype=torch.uint8)
     squares[:, 8:22, 20:40] = 7
     images = (squares > 0).float()[:, None]
-    changed, masks = Augment(names)(images, range(30), 3, 4, squares)
+    changed, masks = changed_by(names, images, range(30), 3, 4, squares)
     assert masks is not None and masks.shape == squares.shape and masks.dtype == torch.uint8
     assert set(masks.unique().tolist()) == {0, 7}, "no value in between"
     half = changed.amax(dim=(1, 2, 3), keepdim=True) / 2
@@ -221,11 +232,11 @@ def test_mistakes_are_named() -> None:
         Augment(["flip_horizontal"])
     flip = Augment(["horizontal_flip"])
     with pytest.raises(ValueError, match="uint8"):
-        flip(pictures(2).to(torch.uint8), [0, 1], 0, 0)
+        flip(pictures(2).to(torch.uint8), flip.draw([0, 1], 0, 0))
     with pytest.raises(ValueError, match=r"float32 \(3, C, S, S\)"):
-        flip(pictures(2), [0, 1, 2], 0, 0)
+        flip(pictures(2), flip.draw([0, 1, 2], 0, 0))
     with pytest.raises(ValueError, match="masks must be"):
-        flip(pictures(2), [0, 1], 0, 0, torch.zeros(2, 1, SIZE, SIZE, dtype=torch.uint8))
+        flip(pictures(2), flip.draw([0, 1], 0, 0), torch.zeros(2, 1, SIZE, SIZE, dtype=torch.uint8))
 
 
 def test_names_cost_no_torch() -> None:

@@ -6,11 +6,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from domainbed.datasets.augment import AUGMENTATIONS, Augment
 from domainbed.datasets.loaders import AHEAD, ReadAhead, TrainLoader
+from domainbed.datasets.masks import MaskClasses
 from domainbed.datasets.prepare import Images
 from domainbed.errors import UserError
+from domainbed.testing import NoWaiting
 
 SIDE = 8
 
@@ -43,7 +46,7 @@ def test_an_epoch_has_every_training_image_once_and_each_environment_its_own() -
 
 def test_a_batch_is_what_is_stored_of_its_rows() -> None:
     loader = TrainLoader(images(12, 20), [0, 1], 5, seed=0, augment=Augment([]))
-    for environment, (x, y) in enumerate(loader.finish(loader.read(7), 7, to_float)):
+    for environment, (x, y) in enumerate(loader.finish(loader.read(7), to_float)):
         rows = loader.row_indices(7, environment)
         assert (x * 255).round()[:, 0, 0, 0].tolist() == rows.tolist()
         assert x.shape == (5, 3, SIDE, SIDE) and y.tolist() == (rows % 3).tolist()
@@ -52,9 +55,22 @@ def test_a_batch_is_what_is_stored_of_its_rows() -> None:
 def test_a_step_is_the_same_whenever_and_by_whomever_it_is_read() -> None:
     loaders = [TrainLoader(images(12), [0], 4, seed=1, augment=Augment(AUGMENTATIONS)) for _ in range(2)]
     with ReadAhead(loaders[0].read, 0, 9) as ahead:
-        walked = [loaders[0].finish(next(ahead), step, to_float) for step in range(9)]
-    resumed = loaders[1].finish(loaders[1].read(8), 8, to_float)
+        walked = [loaders[0].finish(next(ahead), to_float) for step in range(9)]
+    resumed = loaders[1].finish(loaders[1].read(8), to_float)
     assert torch.equal(walked[8][0][0], resumed[0][0]) and torch.equal(walked[8][0][1], resumed[0][1])
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_a_gpu_is_not_waited_for(with_masks: bool) -> None:
+    """On a GPU that need not be there: tensors have a device and no values."""
+    data = images(12, 20)
+    if with_masks:
+        data.mask_classes, data.masks = MaskClasses(("vessel", "lesion"), exclusive=False), data.rows[..., 0]
+    loader = TrainLoader(data, [0, 1], 4, seed=1, augment=Augment(AUGMENTATIONS))
+    with FakeTensorMode(), NoWaiting():
+        found = loader.finish(loader.read(3), lambda pixels: pixels.to("cuda:0", non_blocking=True).float())
+    for x, y in found:
+        assert (x.device.type, y.device.type, tuple(x.shape)) == ("cuda", "cuda", (4, 3, SIDE, SIDE))
 
 
 def test_an_image_twice_in_one_batch_is_changed_in_two_ways() -> None:

@@ -84,7 +84,7 @@ def test_values_of_labelled_pixels() -> None:
 
 def batches(loader: TrainLoader, step: int) -> list:
     """Return the minibatches of a step on the CPU."""
-    return loader.finish(loader.read(step), step, lambda pixels: pixels.float() / 255)
+    return loader.finish(loader.read(step), lambda pixels: pixels.float() / 255)
 
 
 SIDE = 24
