@@ -37,7 +37,7 @@ from domainbed.datasets.prepare import default_cache_dir
 from domainbed.errors import UserError
 from domainbed.objectives import rows, schedules
 
-OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|_ALLOC_FAILED")
 #: What gloo and NCCL say when another process has gone.
 PARTNER_LOST = re.compile("[Cc]onnection (closed|reset|refused)|by peer|Broken pipe|NCCL|gloo|[Tt]imed out")
 Result = TypeVar("Result")
@@ -103,12 +103,11 @@ class Engine:
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device = cuda, but torch finds no usable GPU. Use --device cpu, or install a CUDA build")
-        if compile and (device == "cpu" or not torch.cuda.is_available()) and not shutil.which(_compiler()):
-            raise UserError(
-                f"compile = true needs a C++ compiler for the processor, and there is no {_compiler()!r}. Install one, "
-                "such as g++, name it in $CXX, or leave compile out"
-            )
         on_cpu = device == "cpu" or not torch.cuda.is_available()
+        if compile:
+            check_compiler(on_cpu)
+        if not on_cpu:
+            check_number_of_gpus()
         if on_cpu:
             keep_freed_memory()
         if deterministic:
@@ -141,7 +140,9 @@ class Engine:
     def describe(self) -> str:
         """Device, precision and what else decides whether a run repeats bit for bit."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
-        parts = [f"{self.device.type} ({name})", self.precision, f"{torch.get_num_threads()} threads"]
+        in_tf32 = self.device.type == "cuda" and self.precision == "float32" and torch.backends.cudnn.allow_tf32
+        precision = f"{self.precision}{' (convolutions in TF32)' * in_tf32}"
+        parts = [f"{self.device.type} ({name})", precision, f"{torch.get_num_threads()} threads"]
         parts += [f"{self.num_processes} processes"] * (self.num_processes > 1)
         parts += [f"{self.accumulate} pieces"] * (self.accumulate > 1) + ["compiled"] * self.compile
         parts += ["deterministic"] * self.deterministic
@@ -198,6 +199,7 @@ class Engine:
         self.algorithm, self.module, self.optimizers, self.average = None, None, {}, None
         self.accelerator.free_memory()
         gc.collect()
+        torch.cuda.empty_cache()
 
     @out_of_memory_explained("a training step")
     def step(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, Tensor]:
@@ -363,17 +365,28 @@ class Engine:
         """Judge the weights as they are from now on, such as those of a checkpoint."""
         self.average = None
 
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise `UserError` where an environment's batch can't be cut into equal parts."""
+        if batch_size % self.num_parts:
+            raise UserError(
+                f"batch_size = {batch_size} can't be cut into {self.num_parts} equal parts (processes: "
+                f"{self.num_processes}, accumulate = {self.accumulate}). Use "
+                f"batch_size={max(1, round(batch_size / self.num_parts)) * self.num_parts}"
+            )
+
     @contextmanager
     def evaluation(self, algorithm: Algorithm, seed: int) -> Iterator[None]:
         """Evaluation mode without gradients, in the run's precision, with noise that leaves training's alone.
 
-        Of the algorithm that is trained, the weights are those that are judged.
+        Of the algorithm that is trained, the weights are those that are judged. cuDNN chooses its kernels by rule, not
+        by trying them: batches have many sizes here, and figures must not depend on which kernel was quicker.
 
         Raises:
             UserError: what runs inside is out of memory, or another process has ended.
         """
-        training = algorithm.training
+        training, tries_kernels = algorithm.training, torch.backends.cudnn.benchmark
         algorithm.eval()
+        torch.backends.cudnn.benchmark = False
         devices = [self.device] if self.device.type == "cuda" else []
         judged = self.judged_weights() if algorithm is self.algorithm else nullcontext()
         try:
@@ -389,6 +402,7 @@ class Engine:
                 yield
         finally:
             algorithm.train(training)
+            torch.backends.cudnn.benchmark = tries_kernels
 
     @out_of_memory_explained("moving images to the device")
     def to_device(self, images: Tensor) -> Tensor:
@@ -471,7 +485,8 @@ class Engine:
         try:
             yield
         except RuntimeError as error:
-            if self.num_processes == 1 or not PARTNER_LOST.search(str(error)):
+            memory = OUT_OF_MEMORY.search(str(error))  # NCCL says so in words of its own
+            if self.num_processes == 1 or memory or not PARTNER_LOST.search(str(error)):
                 raise
             reason = str(error).strip().partition("\n")[0][:200]
             raise UserError(
@@ -593,8 +608,26 @@ def resolve_precision(precision: str, on_cpu: bool) -> str:
     return precision
 
 
-def _compiler() -> str:
-    return os.environ.get("CXX", "g++")
+def check_compiler(on_cpu: bool) -> None:
+    """Raise `UserError` where torch.compile lacks the compiler of what it writes: C++ for a CPU, C for a GPU."""
+    variable, usual = ("CXX", ["g++"]) if on_cpu else ("CC", ["gcc", "clang"])
+    names = [os.environ[variable]] if variable in os.environ else usual
+    if not any(map(shutil.which, names)):
+        what = "a C++ compiler for the processor" if on_cpu else "a C compiler for the GPU"
+        raise UserError(
+            f"compile = true needs {what}, and there is no {' or '.join(map(repr, names))}. Install one, such as "
+            f"{usual[0]}, name it in ${variable}, or leave compile out"
+        )
+
+
+def check_number_of_gpus() -> None:
+    """Raise `UserError` where a launcher has started more processes on this machine than it has GPUs."""
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > gpus:
+        raise UserError(
+            f"{processes} processes were started here, and torch finds {gpus} GPU{'s' * (gpus > 1)}: each needs one of "
+            f"its own. Start {gpus}, or compute on the processor with --device cpu"
+        )
 
 
 def cpu_has_bf16() -> bool:
@@ -616,7 +649,7 @@ def bf16_pays(device: torch.device) -> bool:
     torch. Delete it to have it measured again.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+        name = f"{torch.cuda.get_device_name(device)}, {_NUM_IMAGES['cuda']} images"
     else:
         model = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
         name = f"{model[1] if model else platform.machine()}, {torch.get_num_threads()} threads"
@@ -635,12 +668,16 @@ def bf16_pays(device: torch.device) -> bool:
     return bool(known[key]["bf16"] < known[key]["float32"])
 
 
+#: Of so many images: on a GPU few would measure how fast kernels are started, not how fast they are.
+_NUM_IMAGES = {"cpu": 4, "cuda": 64}
+
+
 def _seconds_of_convolutions(device: torch.device, in_bf16: bool) -> float:
     """Return the least time of some repetitions of convolutions as a ResNet has them, forward and backward."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         layers = [nn.Conv2d(64, 128, 1), nn.ReLU(), nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 64, 1)]
         network = nn.Sequential(*layers).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = torch.randn(4, 64, 56, 56, device=device).to(memory_format=torch.channels_last)
+        x = torch.randn(_NUM_IMAGES[device.type], 64, 56, 56, device=device).to(memory_format=torch.channels_last)
     times = []
     for _ in range(5):
         _synchronize(device)

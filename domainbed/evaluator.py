@@ -173,7 +173,7 @@ def in_batches(
         chosen = rows[number * batch_size : (number + 1) * batch_size]
         ((x, y),) = in_order(images, chosen, batch_size)
         with keyed([_key(images.contents[row]) for row in chosen]):
-            yield engine.to_device(x), y.to(engine.device)
+            yield engine.to_device(x), y.to(engine.device, non_blocking=True)
 
 
 def _key(content: str) -> int:

@@ -309,9 +309,8 @@ def _ssim(a: Tensor, b: Tensor) -> Tensor:
     images of 11 to 24 px), convolves with the 121 weights of the window (36 ms for an RGB image of 224 px on a core,
     against 6 ms here) and, on a GPU, does so in TF32 by default although moments are then subtracted.
     """
-    distance = torch.arange(SSIM_WINDOW_PX, device=a.device) - SSIM_WINDOW_PX // 2
-    window = torch.exp(-distance.square() / (2 * 1.5**2))
-    taps = (window / window.sum()).tolist()
+    window = [math.exp(-((at - SSIM_WINDOW_PX // 2) ** 2) / (2 * 1.5**2)) for at in range(SSIM_WINDOW_PX)]
+    taps = [weight / sum(window) for weight in window]
 
     def blur(x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H - 10, W - 10): only windows inside the image
         for dim in (2, 3):

@@ -110,7 +110,7 @@ def answers(algorithm: Algorithm, engine: Engine, images: Images, batch_size: in
             if segments(algorithm, images):
                 output = algorithm.segment(x)
             elif isinstance(algorithm, Reconstructor):
-                output = reconstruct_with(algorithm, x, y.to(x.device))
+                output = reconstruct_with(algorithm, x, y.to(x.device, non_blocking=True))
         xs, ys = _parts(x, sizes), y.split(sizes)
         outputs = [None] * len(some) if output is None else _parts(output, sizes)
         codes_of = {kind: _parts(values, sizes) for kind, values in codes.items()}

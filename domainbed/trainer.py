@@ -248,13 +248,6 @@ class Training:
         hparams, images = self.shared.hparams, self.images
         if not images.classes and hparams.class_balanced:
             raise UserError("class_balanced = true needs labels, but these images have none. Leave it out")
-        parts = self.engine.num_parts
-        if hparams.batch_size % parts:
-            raise UserError(
-                f"batch_size = {hparams.batch_size} can't be cut into {parts} equal parts (processes: "
-                f"{self.engine.num_processes}, accumulate = {self.engine.accumulate}). Use "
-                f"batch_size={max(1, round(hparams.batch_size / parts)) * parts}"
-            )
         return TrainLoader(
             images, self.sources, hparams.batch_size, self.seed, self.shared.augment, hparams.class_balanced,
             process=self.engine.process, num_processes=self.engine.num_processes, pin=self.engine.device.type == "cuda",
@@ -448,6 +441,7 @@ class Training:
         for figures in self.trivial_figures() if self.engine.is_main else ():
             self.records.write(self.record("final", self.settings.steps) | figures)
         self.board.close()
+        del self.algorithm  # the next target's needs the memory
         self.engine.release()
         if not self.engine.is_main:
             return

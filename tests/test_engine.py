@@ -158,8 +158,10 @@ def test_evaluation_has_noise_of_its_own_and_gives_the_mode_back() -> None:
     for _ in range(2):
         with engine.evaluation(algorithm, seed=1):
             assert not algorithm.training and not torch.is_grad_enabled()
+            assert not torch.backends.cudnn.benchmark, "figures must not depend on which kernel was quicker"
             draws.append(torch.randn(3))
     assert algorithm.training
+    assert torch.backends.cudnn.benchmark, "a training step may try kernels"
     assert torch.equal(*draws)
     assert torch.equal(torch.randn(3), expected)
 
@@ -175,6 +177,7 @@ CUDA = (
         (lambda: torch.empty(1 << 60), "can't allocate memory: you tried to allocate 4611686018427387904 bytes"),
         (lambda: throw(torch.OutOfMemoryError(CUDA)), "Tried to allocate 2.00 GiB"),
         (lambda: throw(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be")), "CUDA error: out of"),
+        (lambda: throw(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate")), "CUBLAS"),
         (lambda: throw(MemoryError("std::bad_alloc")), "std::bad_alloc"),
     ],
 )
@@ -209,6 +212,25 @@ def test_an_error_that_is_not_about_memory_stays_what_it_is(monkeypatch: pytest.
         raise bug
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("NCCL error: unhandled cuda error, Failed to CUDA malloc: out of memory", "a training step ran out of memory"),
+        ("[Rank 1] NCCL communicator was aborted", "another process of this run has ended"),
+    ],
+)
+def test_what_nccl_says_of_memory_is_not_taken_for_a_lost_process(
+    monkeypatch: pytest.MonkeyPatch, error: str, says: str
+) -> None:
+    algorithm = build(AE, latent_dim=8)
+    engine = Engine("cpu", "float32")
+    engine.prepare(algorithm)
+    engine.num_processes = 2
+    monkeypatch.setattr(engine, "compute", lambda *arguments: throw(RuntimeError(error)))
+    with pytest.raises(UserError, match=says):
+        algorithm.update(minibatches())
+
+
 def throw(error: Exception) -> torch.Tensor:
     raise error
 
@@ -229,6 +251,37 @@ def test_what_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(engine_module, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(engine_module, "bf16_pays", lambda device: True)
     assert Engine("auto", "auto").precision == "bf16"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="4 processes were started here, and torch finds 1 GPU: .*--device cpu"):
+        Engine()
+    assert Engine("cpu", "float32").device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "what"), [("cpu", r"C\+\+ compiler.*'g\+\+'"), ("auto", "C compiler.*'gcc' or 'clang'")]
+)
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, device: str, what: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=f"compile = true needs a {what}"):
+        Engine(device, compile=True)
+
+
+def test_the_log_says_that_a_gpu_computes_float32_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine("cpu", "float32")
+    assert "TF32" not in engine.describe()
+    engine.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    assert engine.describe().startswith("cuda (a GPU), float32 (convolutions in TF32), ")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert "TF32" not in engine.describe()
 
 
 def gradient_steps(**hparams) -> tuple[list[torch.Tensor], AE]:

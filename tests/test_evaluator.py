@@ -9,12 +9,14 @@ import torch
 from in_memory import graded, opened
 from tiny_models import SMALL
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from domainbed import metrics
 from domainbed.engine import Engine
-from domainbed.evaluator import Outputs, evaluate, evaluate_rows, figures, mean_images, of_fixed_images
+from domainbed.evaluator import Outputs, _answer, evaluate, evaluate_rows, figures, mean_images, of_fixed_images
 from domainbed.objectives import rows as rows_module
 from domainbed.registry import ALGORITHMS
+from domainbed.testing import NoWaiting, build, imagined, minibatches, onto_imagined_gpu
 
 N, K = 10, 3
 
@@ -43,6 +45,18 @@ class Autoencoder(Plain):
 class Conditional(Plain):
     def reconstruct(self, x, y):
         return x * (y.float() / K)[:, None, None, None]
+
+
+@pytest.mark.parametrize("name", ["AE", "CVAE", "ERM", "UNet", "VAE_DG"])
+def test_a_batch_of_an_evaluation_does_not_wait_for_a_gpu(name: str) -> None:
+    """On a GPU that need not be there: tensors have a device and no values."""
+    algorithm = build(ALGORITHMS[name], **SMALL.get(name, {}))
+    ((x, y), _) = minibatches(algorithm=algorithm)
+    with FakeTensorMode(), torch.no_grad():
+        onto_imagined_gpu(algorithm.eval())
+        with NoWaiting():
+            found = _answer(algorithm, imagined(x), imagined(y))
+    assert all(value.device.type == "cuda" for value in [*found.losses.values(), *found.per_image.values()])
 
 
 @pytest.fixture

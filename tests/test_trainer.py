@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 
 import domainbed
 from domainbed.cli.train import main
+from domainbed.engine import Engine
 from domainbed.errors import UserError
 from domainbed.registry import ALGORITHMS
 from domainbed.testing import untrained_run
@@ -405,6 +407,26 @@ def test_a_signal_during_the_last_step_stops_the_run_before_the_next_target(trai
     assert status == 130 and "stopped by SIGINT after step 4" in out and "target camera1" not in out
     assert train("stopped", "--resume")[0] == 0
     assert records(run_folder("straight")) == records(run_folder("stopped"))
+
+
+def test_a_batch_that_can_not_be_cut_is_refused_before_anything_is_decoded(train, photographs: Path) -> None:
+    status, out, err = train("uneven", "--data_dir", photographs, *SHORT, "--accumulate", "3")
+    assert status == 2 and "batch_size = 4 can't be cut into 3 equal parts" in err and "Use batch_size=3" in err
+    assert "images of" not in out and not run_folder("uneven").exists()
+
+
+def test_a_finished_target_leaves_no_model_in_memory(train, photographs: Path, monkeypatch) -> None:
+    models: list[weakref.ref] = []
+    prepare = Engine.prepare
+
+    def remembered(self, algorithm, steps=None):
+        assert [model for model in models if model() is not None] == []
+        models.append(weakref.ref(algorithm))
+        prepare(self, algorithm, steps)
+
+    monkeypatch.setattr(Engine, "prepare", remembered)
+    assert train("light", "--data_dir", photographs, "--test_envs", "0", "1", *SHORT)[0] == 0
+    assert len(models) == 2
 
 
 def test_train_subset_holds_out_the_first_environment_only(train, photographs: Path) -> None:

@@ -164,6 +164,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     with engine.alike():
         algorithm_needs(configuration.algorithm, dataset)
         settings, hparams, notes = resolve_automatic(configuration, dataset, engine, targets)
+        engine.check_batch_size(hparams.batch_size)
         built_on: dict[str, dict[str, str]] = {}
         if settings.resume:  # what has begun has what it is built on in its checkpoints
             path = folder / finished.BUILT_ON
