@@ -38,6 +38,8 @@ from domainbed.errors import UserError
 from domainbed.objectives import rows, schedules
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|_ALLOC_FAILED")
+#: What NCCL says when two processes have one GPU.
+ONE_GPU = re.compile("Duplicate GPU")
 #: What gloo and NCCL say when another process has gone.
 PARTNER_LOST = re.compile("[Cc]onnection (closed|reset|refused)|by peer|Broken pipe|NCCL|gloo|[Tt]imed out")
 Result = TypeVar("Result")
@@ -106,8 +108,6 @@ class Engine:
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         if compile:
             check_compiler(on_cpu)
-        if not on_cpu:
-            check_number_of_gpus()
         if on_cpu:
             keep_freed_memory()
         if deterministic:
@@ -117,12 +117,15 @@ class Engine:
         # accelerate keeps its settings in process-wide state; several runs in one process must not inherit them
         AcceleratorState._reset_state(reset_partial_state=True)
         processes = PartialState(cpu=on_cpu, timeout=WAIT)
+        self.process, self.num_processes = processes.process_index, processes.num_processes
         # one process measures for all, on a machine where the others are quiet
-        found = [resolve_precision(precision, on_cpu) if processes.is_main_process else ""]
-        self.precision: str = (broadcast_object_list(found) if processes.num_processes > 1 else found)[0]
+        found = [resolve_precision(precision, on_cpu) if self.is_main else ""]
+        if self.num_processes > 1:
+            with self.partners_explained():
+                found = broadcast_object_list(found)
+        self.precision: str = found[0]
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if self.precision == "bf16" else "no")
         self.device = self.accelerator.device
-        self.process, self.num_processes = self.accelerator.process_index, self.accelerator.num_processes
         self.accumulate, self.compile, self.deterministic = accumulate, compile, deterministic
         self.algorithm: Algorithm | None = None
         self.average: list[Tensor] | None = None
@@ -140,7 +143,7 @@ class Engine:
     def describe(self) -> str:
         """Device, precision and what else decides whether a run repeats bit for bit."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
-        in_tf32 = self.device.type == "cuda" and self.precision == "float32" and torch.backends.cudnn.allow_tf32
+        in_tf32 = self.device.type == "cuda" and self.precision == "float32" and convolves_in_tf32()
         precision = f"{self.precision}{' (convolutions in TF32)' * in_tf32}"
         parts = [f"{self.device.type} ({name})", precision, f"{torch.get_num_threads()} threads"]
         parts += [f"{self.num_processes} processes"] * (self.num_processes > 1)
@@ -384,7 +387,7 @@ class Engine:
         Raises:
             UserError: what runs inside is out of memory, or another process has ended.
         """
-        training, tries_kernels = algorithm.training, torch.backends.cudnn.benchmark
+        training, benchmark = algorithm.training, torch.backends.cudnn.benchmark
         algorithm.eval()
         torch.backends.cudnn.benchmark = False
         devices = [self.device] if self.device.type == "cuda" else []
@@ -402,7 +405,7 @@ class Engine:
                 yield
         finally:
             algorithm.train(training)
-            torch.backends.cudnn.benchmark = tries_kernels
+            torch.backends.cudnn.benchmark = benchmark
 
     @out_of_memory_explained("moving images to the device")
     def to_device(self, images: Tensor) -> Tensor:
@@ -481,12 +484,24 @@ class Engine:
 
     @contextmanager
     def partners_explained(self) -> Iterator[None]:
-        """Turn what fails because another process has ended into a `UserError`; that process says why it did."""
+        """Turn what fails because another process has ended into a `UserError`; that process says why it did.
+
+        So is what NCCL says of memory that it lacks, and of two processes on one GPU.
+        """
         try:
             yield
         except RuntimeError as error:
-            memory = OUT_OF_MEMORY.search(str(error))  # NCCL says so in words of its own
-            if self.num_processes == 1 or memory or not PARTNER_LOST.search(str(error)):
+            if self.num_processes == 1:
+                raise
+            if OUT_OF_MEMORY.search(str(error)):
+                with out_of_memory_explained("computing in several processes"):
+                    raise
+            if ONE_GPU.search(str(error)):
+                raise UserError(
+                    f"two of {self.num_processes} processes have one GPU, and each needs one of its own. Start as many "
+                    "as there are GPUs, or compute on the processor with --device cpu"
+                ) from None
+            if not PARTNER_LOST.search(str(error)):
                 raise
             reason = str(error).strip().partition("\n")[0][:200]
             raise UserError(
@@ -620,14 +635,12 @@ def check_compiler(on_cpu: bool) -> None:
         )
 
 
-def check_number_of_gpus() -> None:
-    """Raise `UserError` where a launcher has started more processes on this machine than it has GPUs."""
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if processes > gpus:
-        raise UserError(
-            f"{processes} processes were started here, and torch finds {gpus} GPU{'s' * (gpus > 1)}: each needs one of "
-            f"its own. Start {gpus}, or compute on the processor with --device cpu"
-        )
+def convolves_in_tf32() -> bool:
+    """Whether the GPU computes convolutions of float32 with 10 bits of mantissa, torch's default."""
+    try:
+        return torch.cuda.is_tf32_supported() and torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # where the newer switch was used, torch refuses to read the older one
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 def cpu_has_bf16() -> bool:

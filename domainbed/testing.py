@@ -11,6 +11,8 @@ mend. They run on tiny images in seconds.
 
 import atexit
 import copy
+import inspect
+import re
 import shutil
 import tempfile
 import traceback
@@ -21,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed import checkpoint
 from domainbed.algorithms import finished
@@ -316,21 +316,25 @@ def check_evaluation_is_deterministic(cls: type[Algorithm], **hparams: Any) -> N
 
 
 def check_runs_on_a_gpu(cls: type[Algorithm], **hparams: Any) -> None:
-    """With its weights and the images on a GPU, all that it computes stays there, and nothing waits for the GPU.
+    """With its weights and the images on a GPU, all that it computes is there, too; see `fake_gpu`, no GPU is needed.
 
-    No GPU is needed: torch computes with tensors that have a device and a shape, and no values (FakeTensorMode). What
-    asks for a value, such as `.item()`, `if tensor` or a choice by a mask, can't be followed, and would make every step
-    wait for the GPU: that is a warning. The way back is not walked.
+    Followed are `losses`, `after_step`, and what the protocols up to `Sampler` answer. What makes every step wait for
+    the GPU is a warning, and so is what can't be followed without one.
     """
+    from domainbed.fake_gpu import WarnOfSynchronisation, fake_gpu, place  # private parts of torch: here alone
+
     algorithm = build(cls, **hparams)
-    made = minibatches(algorithm=algorithm)
-    with FakeTensorMode():
-        onto_imagined_gpu(algorithm)
-        batches = [(imagined(x), imagined(y)) for x, y in made]
+    made, author = minibatches(algorithm=algorithm), inspect.getfile(cls)
+    with fake_gpu() as gpu:
+        algorithm.to(gpu)
+        batches = [(x.to(gpu), y.to(gpu)) for x, y in made]
         x, y = batches[0]
+        watch = WarnOfSynchronisation(author)
         try:
-            with NoWaiting():
+            with watch:
                 losses = algorithm(batches)
+                for parameter in algorithm.parameters():
+                    parameter.grad = torch.zeros_like(parameter)  # the way back is not walked
                 algorithm.finish_step()
                 algorithm.eval()
                 with torch.no_grad():
@@ -339,13 +343,14 @@ def check_runs_on_a_gpu(cls: type[Algorithm], **hparams: Any) -> None:
                         answers["sample"] = algorithm.sample(BATCH)
                     if isinstance(algorithm, Encoder) and isinstance(algorithm, Decoder):
                         answers["decode"] = algorithm.decode(algorithm.encode(x))
-        except (DataDependentOutputException, DynamicOutputShapeException, WaitsForGPU) as error:
-            warnings.warn(f"{_place(error)} waits for the GPU: compute with tensors, such as torch.where", stacklevel=2)
+        except RuntimeError as error:
+            where = place(traceback.extract_tb(error.__traceback__), author)
+            assert not re.search("two (different )?devices", str(error)), (
+                f"on a GPU {where} fails ({error}). Keep tensors in buffers, and make new ones with device="
+            )
+            if not watch.warned:
+                warnings.warn(f"{where} can't be followed without a GPU: {error}", stacklevel=2)
             return
-        except (RuntimeError, AssertionError) as error:
-            raise AssertionError(
-                f"on a GPU {_place(error)} fails ({error}). Keep tensors in buffers, and make new ones with device="
-            ) from error
     for name, value in (losses | answers).items():
         assert value.device == x.device, f"{name} is on {value.device}, while the images are on {x.device}"
 
@@ -385,48 +390,6 @@ class NoNoise(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         return result.fill_(self.CENTRES[func]) if func in self.CENTRES else result
-
-
-class WaitsForGPU(Exception):
-    """Something is copied between the processor and a GPU, and the program waits until that is done."""
-
-
-class NoWaiting(TorchDispatchMode):
-    """While active, `WaitsForGPU` is raised by copies that are not `non_blocking`."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
-            source = args[func is torch.ops.aten.copy_.default]  # copy_(self, source, non_blocking)
-            waits = not (kwargs.get("non_blocking") or True in args[2:])
-            if waits and source.device.type != result.device.type:
-                raise WaitsForGPU
-        return result
-
-
-def imagined(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape on a GPU that need not be there; inside a `FakeTensorMode`."""
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cuda:0")
-
-
-def onto_imagined_gpu(module: nn.Module) -> None:
-    """Do what `module.to("cuda")` does, for a GPU that need not be there: other tensors than its own stay behind."""
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[name] = nn.Parameter(imagined(parameter), parameter.requires_grad)
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = imagined(buffer)
-
-
-def _place(error: BaseException) -> str:
-    """Return the file and line where torch was called."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if f"{Path(torch.__file__).parent}" not in frame.filename]
-    called = [frame for frame in own if frame.filename != __file__] or own
-    return f"{Path(called[-1].filename).name}:{called[-1].lineno} ({called[-1].line})"
 
 
 def _train(algorithm: Algorithm, start: int, end: int) -> None:

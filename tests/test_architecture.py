@@ -31,7 +31,7 @@ LEVELS = [
     },  # fmt: skip
     {"trainer"},
     {"analysis"},
-    {"testing"},
+    {"fake_gpu", "testing"},
     {"cli", "__main__"},
 ]
 #: Neighbours of one level that know nothing of each other.

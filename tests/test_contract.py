@@ -214,10 +214,73 @@ class Overwriting(Bad):
         self.pair.copy_(torch.ones(2))
 
 
+class SendingElsewhere(Elsewhere):
+    """Waits, and mixes devices after it."""
+
+    def losses(self, minibatches, unlabeled=None):
+        torch.tensor([1.0], device=self.step.device)
+        return super().losses(minibatches)
+
+
 @pytest.mark.parametrize("cls", [Curious, Picky, Sending, Overwriting])
 def test_what_makes_every_step_wait_for_a_gpu_is_a_warning(cls: type[Algorithm]) -> None:
-    with pytest.warns(UserWarning, match=r"test_contract.py:\d+ \(.+\) waits for the GPU"):
+    says = r"test_contract.py:\d+ \(.+\) makes the processor wait for the GPU"
+    with pytest.warns(UserWarning, match=says) as warned:
         check_runs_on_a_gpu(cls, latent_dim=8)
+    assert len(warned) == 1
+
+
+@pytest.mark.filterwarnings("default:.*wait for the GPU:UserWarning")
+def test_waiting_for_a_gpu_does_not_hide_a_fault_behind_it() -> None:
+    with pytest.raises(AssertionError, match="on a GPU test_contract.py"):
+        check_runs_on_a_gpu(SendingElsewhere, latent_dim=8)
+
+
+class Penalised(Bad):
+    """Has the gradient's norm in its loss, as domain generalisation likes to."""
+
+    def losses(self, minibatches, unlabeled=None):
+        terms = super().losses(minibatches)
+        (gradient,) = torch.autograd.grad(terms["loss"], [self.decoder.layers[0].weight], create_graph=True)
+        return terms | {"loss": terms["loss"] + gradient.square().sum()}
+
+
+class Drawing(Bad):
+    """Takes a number that is drawn on the processor, as mixup does."""
+
+    def losses(self, minibatches, unlabeled=None):
+        terms = super().losses(minibatches)
+        return {name: value * (1 + torch.rand(()).item()) for name, value in terms.items()}
+
+
+class Constant(Bad):
+    """Keeps a number as a tensor of no dimension, which goes with those of any device."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.half = torch.tensor(0.5)
+
+    def losses(self, minibatches, unlabeled=None):
+        return {name: value * self.half for name, value in super().losses(minibatches).items()}
+
+
+class ReadingGradients(Bad):
+    """Looks at the gradients after a step."""
+
+    def after_step(self):
+        self.size = sum(parameter.grad.square().sum() for parameter in self.parameters())
+
+
+@pytest.mark.parametrize("cls", [Penalised, Drawing])
+def test_what_can_not_be_followed_without_a_gpu_is_a_warning(cls: type[Algorithm]) -> None:
+    with pytest.warns(UserWarning, match=r"test_contract.py:\d+ \(.+\) can't be followed without a GPU") as warned:
+        check_runs_on_a_gpu(cls, latent_dim=8)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("cls", [Constant, ReadingGradients])
+def test_what_runs_on_a_gpu_passes(cls: type[Algorithm]) -> None:
+    check_runs_on_a_gpu(cls, latent_dim=8)
 
 
 @pytest.mark.parametrize(

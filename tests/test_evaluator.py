@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,14 +10,23 @@ import torch
 from in_memory import graded, opened
 from tiny_models import SMALL
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from domainbed import metrics
 from domainbed.engine import Engine
-from domainbed.evaluator import Outputs, _answer, evaluate, evaluate_rows, figures, mean_images, of_fixed_images
+from domainbed.evaluator import (
+    Outputs,
+    _answer,
+    evaluate,
+    evaluate_rows,
+    figures,
+    in_batches,
+    mean_images,
+    of_fixed_images,
+)
+from domainbed.fake_gpu import WarnOfSynchronisation, fake_gpu
 from domainbed.objectives import rows as rows_module
 from domainbed.registry import ALGORITHMS
-from domainbed.testing import NoWaiting, build, imagined, minibatches, onto_imagined_gpu
+from domainbed.testing import build, minibatches
 
 N, K = 10, 3
 
@@ -47,16 +57,23 @@ class Conditional(Plain):
         return x * (y.float() / K)[:, None, None, None]
 
 
-@pytest.mark.parametrize("name", ["AE", "CVAE", "ERM", "UNet", "VAE_DG"])
+@pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_a_batch_of_an_evaluation_does_not_wait_for_a_gpu(name: str) -> None:
-    """On a GPU that need not be there: tensors have a device and no values."""
-    algorithm = build(ALGORITHMS[name], **SMALL.get(name, {}))
+    algorithm = build(ALGORITHMS[name], **SMALL.get(name, {})).eval()
     ((x, y), _) = minibatches(algorithm=algorithm)
-    with FakeTensorMode(), torch.no_grad():
-        onto_imagined_gpu(algorithm.eval())
-        with NoWaiting():
-            found = _answer(algorithm, imagined(x), imagined(y))
-    assert all(value.device.type == "cuda" for value in [*found.losses.values(), *found.per_image.values()])
+    with fake_gpu() as gpu, torch.no_grad():
+        algorithm.to(gpu)
+        with WarnOfSynchronisation():
+            found = _answer(algorithm, x.to(gpu, non_blocking=True), y.to(gpu, non_blocking=True))
+    assert all(value.is_cuda for value in [*found.losses.values(), *found.per_image.values()])
+
+
+def test_batches_of_an_evaluation_go_to_a_gpu_without_waiting() -> None:
+    images = graded(6)
+    with fake_gpu() as gpu, WarnOfSynchronisation():
+        engine = SimpleNamespace(device=gpu, to_device=lambda pixels: pixels.to(gpu, non_blocking=True).float())
+        found = list(in_batches(engine, images, np.arange(6), 4, range(2)))
+    assert [(len(x), x.is_cuda, y.is_cuda) for x, y in found] == [(4, True, True), (2, True, True)]
 
 
 @pytest.fixture

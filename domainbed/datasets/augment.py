@@ -1,8 +1,8 @@
 """What varies from step to step: random changes of training images, the same again for the same seed, step and row.
 
     augment = Augment(["crop_scale", "color_jitter"])
-    changes = augment.draw(rows, seed, step)            # on the CPU, by whoever reads ahead
-    images, masks = augment(images, changes, masks)     # on the device
+    params = augment.draw(rows, seed, step)             # on the CPU, by whoever reads ahead
+    images, masks = augment(images, params, masks)      # on the device
 
 A whole batch is changed at once, on the device where it lies, each image by parameters of its own. Everything that
 moves pixels becomes one affine map and one bilinear resampling per image, however many changes are named.
@@ -41,9 +41,9 @@ COLOR_JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.
 GREY = (0.2989, 0.587, 0.114)
 
 
-@dataclass(frozen=True)
-class Changes:
-    """What was drawn for some images.
+@dataclass(frozen=True, eq=False)
+class AugmentParams:
+    """What was drawn for some images: how each is changed.
 
     Attributes:
         count: B, the number of images.
@@ -59,7 +59,7 @@ class Changes:
     strengths: "Tensor | None" = None
     order: tuple[str, ...] = ()
 
-    def pinned(self) -> "Changes":
+    def pinned(self) -> "AugmentParams":
         """Return the same in memory that a GPU copies from while other work goes on."""
         maps, strengths = self.maps, self.strengths
         return replace(
@@ -91,7 +91,7 @@ class Augment:
             if name not in AUGMENTATIONS:
                 raise UserError(f"augment: no {name!r}{did_you_mean(name, AUGMENTATIONS)}")
 
-    def draw(self, rows: Sequence[int], seed: int, step: int) -> Changes:
+    def draw(self, rows: Sequence[int], seed: int, step: int) -> AugmentParams:
         """Return how each image of a batch is changed.
 
         The change of an image depends on `seed`, `step` and its own row alone, not on the batch that it came in. No
@@ -101,9 +101,9 @@ class Augment:
             rows: B numbers that name the images, the same in every run (rows of the pack).
             seed, step: of the run, and the optimiser step that the batch is for.
         """
-        changes = Changes(len(rows))
+        params = AugmentParams(len(rows))
         if not self.names:
-            return changes
+            return params
         import torch
 
         draws = [np.random.default_rng((seed, step, int(row))) for row in rows]
@@ -111,22 +111,22 @@ class Augment:
         if maps:
             composed = _composed(maps)
             from_outside = bool((np.abs(composed).sum(2) > 1 + 1e-6).any())  # a corner lies there
-            changes = replace(changes, maps=torch.from_numpy(composed.astype(np.float32)), from_outside=from_outside)
+            params = replace(params, maps=torch.from_numpy(composed.astype(np.float32)), from_outside=from_outside)
         if "color_jitter" in self.names:
             kinds = [*COLOR_JITTER]
             order = tuple(kinds[k] for k in np.random.default_rng((seed, step)).permutation(len(kinds)))
             strengths = np.array([[draw.uniform(-1, 1) for _ in kinds] for draw in draws], np.float32)
-            changes = replace(changes, strengths=torch.from_numpy(strengths.T.copy()), order=order)
-        return changes
+            params = replace(params, strengths=torch.from_numpy(strengths.T.copy()), order=order)
+        return params
 
     def __call__(
-        self, images: "Tensor", changes: Changes, masks: "Tensor | None" = None
+        self, images: "Tensor", params: AugmentParams, masks: "Tensor | None" = None
     ) -> "tuple[Tensor, Tensor | None]":
         """Return changed images, and masks moved with them by nearest neighbour. A GPU is not waited for.
 
         Args:
             images: float32 (B, C, S, S) in [0, 1], C of 1 or 3, on any device.
-            changes: of B images, from `draw`.
+            params: of B images, from `draw`.
             masks: uint8 (B, S, S).
 
         Raises:
@@ -137,18 +137,18 @@ class Augment:
         import torch
 
         side, found = images.shape[-1], f"{images.dtype} {tuple(images.shape)}"
-        if images.dtype != torch.float32 or images.shape != (changes.count, *images.shape[1:2], side, side):
-            raise ValueError(f"images must be float32 ({changes.count}, C, S, S), not {found}")
+        if images.dtype != torch.float32 or images.shape != (params.count, *images.shape[1:2], side, side):
+            raise ValueError(f"images must be float32 ({params.count}, C, S, S), not {found}")
         if masks is not None and (masks.dtype != torch.uint8 or masks.shape != images[:, 0].shape):
             shape = tuple(images[:, 0].shape)
             raise ValueError(f"masks must be uint8 {shape}, not {masks.dtype} {tuple(masks.shape)}")
-        if changes.maps is not None:
-            maps = changes.maps.to(images.device, non_blocking=True)
-            images, masks = _resample(images, masks, maps, changes.from_outside)
-        if changes.strengths is not None:
-            strengths = changes.strengths.to(images.device, non_blocking=True)
+        if params.maps is not None:
+            maps = params.maps.to(images.device, non_blocking=True)
+            images, masks = _resample(images, masks, maps, params.from_outside)
+        if params.strengths is not None:
+            strengths = params.strengths.to(images.device, non_blocking=True)
             images = images.contiguous()  # planes of one colour are several times as fast to compute with
-            for kind in changes.order:
+            for kind in params.order:
                 images = _recolour(images, kind, strengths[[*COLOR_JITTER].index(kind)])
         return images.contiguous(memory_format=torch.channels_last), masks
 

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from torch import Tensor
 
-from domainbed.datasets.augment import Augment, Changes
+from domainbed.datasets.augment import Augment, AugmentParams
 from domainbed.datasets.prepare import Images
 from domainbed.errors import UserError
 
@@ -34,14 +34,20 @@ class Raw:
     """What one step needs of one environment, as it is stored.
 
     Attributes:
-        rows: (B,) of the images. changes: how they are augmented. pixels: uint8 (B, C, H, W).
-        planes: uint8 (B, H, W) masks, or None.
+        rows: (B,) of the images. labels: (B,). pixels: uint8 (B, C, H, W). planes: uint8 (B, H, W) masks, or None.
+        params: how they are augmented.
     """
 
     rows: np.ndarray
-    changes: Changes
+    labels: Tensor
     pixels: Tensor
     planes: Tensor | None
+    params: AugmentParams
+
+    def pinned(self) -> "Raw":
+        """Return the same in memory that a GPU copies from while other work goes on."""
+        planes = None if self.planes is None else self.planes.pin_memory()
+        return Raw(self.rows, self.labels.pin_memory(), self.pixels.pin_memory(), planes, self.params.pinned())
 
 
 class TrainLoader:
@@ -126,12 +132,9 @@ class TrainLoader:
         for environment in self.environments:
             chosen = self.row_indices(step, environment)
             rows, keys = chosen[self.share], self.keys(chosen)[self.share]
-            changes = self.augment.draw(keys, self.seed, step)
-            pixels, planes = self.images.pixels(rows), self.images.planes(rows)
-            if self.pin:
-                pixels, planes = pixels.pin_memory(), None if planes is None else planes.pin_memory()
-                changes = changes.pinned()
-            found.append(Raw(rows, changes, pixels, planes))
+            params = self.augment.draw(keys, self.seed, step)
+            raw = Raw(rows, self.images.targets(rows, None), self.images.pixels(rows), self.images.planes(rows), params)
+            found.append(raw.pinned() if self.pin else raw)
         return found
 
     def finish(self, raw: list[Raw], to_device: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -148,8 +151,8 @@ class TrainLoader:
         for one in raw:
             x = to_device(one.pixels)
             planes = None if one.planes is None else one.planes.to(x.device, non_blocking=True)
-            x, planes = self.augment(x, one.changes, planes)
-            y = self.images.targets(one.rows, planes)
+            x, planes = self.augment(x, one.params, planes)
+            y = one.labels if planes is None else self.images.targets(one.rows, planes)
             batches.append((x, y.to(x.device, non_blocking=True)))
         return batches
 

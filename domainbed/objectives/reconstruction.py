@@ -28,7 +28,7 @@ def clipped_bce(output: Tensor, target: Tensor) -> Tensor:
         (B,) nats, float32 or more.
 
     Raises:
-        ValueError: the target leaves [0, 1].
+        ValueError: the target leaves [0, 1]; see `likelihoods.check_unit_range`.
     """
     likelihoods.check_unit_range(target)
     p = at_least_float32(output).clamp(KERAS_EPSILON, 1 - KERAS_EPSILON)

@@ -6,14 +6,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from domainbed.datasets.augment import AUGMENTATIONS, Augment
 from domainbed.datasets.loaders import AHEAD, ReadAhead, TrainLoader
 from domainbed.datasets.masks import MaskClasses
 from domainbed.datasets.prepare import Images
 from domainbed.errors import UserError
-from domainbed.testing import NoWaiting
+from domainbed.fake_gpu import WarnOfSynchronisation, fake_gpu
 
 SIDE = 8
 
@@ -61,16 +60,24 @@ def test_a_step_is_the_same_whenever_and_by_whomever_it_is_read() -> None:
 
 
 @pytest.mark.parametrize("with_masks", [False, True])
-def test_a_gpu_is_not_waited_for(with_masks: bool) -> None:
-    """On a GPU that need not be there: tensors have a device and no values."""
-    data = images(12, 20)
+def test_a_gpu_is_not_waited_for(with_masks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, pinned = images(12, 20), []
     if with_masks:
         data.mask_classes, data.masks = MaskClasses(("vessel", "lesion"), exclusive=False), data.rows[..., 0]
-    loader = TrainLoader(data, [0, 1], 4, seed=1, augment=Augment(AUGMENTATIONS))
-    with FakeTensorMode(), NoWaiting():
-        found = loader.finish(loader.read(3), lambda pixels: pixels.to("cuda:0", non_blocking=True).float())
+    loader = TrainLoader(data, [0, 1], 4, seed=1, augment=Augment(AUGMENTATIONS), pin=True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (pinned.append(self.clone()), pinned[-1])[1])
+    with fake_gpu() as gpu, WarnOfSynchronisation():
+        raw = loader.read(3)
+        found = loader.finish(raw, lambda pixels: pixels.to(gpu, non_blocking=True).float())
     for x, y in found:
         assert (x.device.type, y.device.type, tuple(x.shape)) == ("cuda", "cuda", (4, 3, SIDE, SIDE))
+    tensors = [
+        tensor
+        for one in raw
+        for tensor in (one.labels, one.pixels, one.planes, one.params.maps, one.params.strengths)
+        if tensor is not None
+    ]
+    assert len(tensors) == 8 + 2 * with_masks and {*map(id, tensors)} == {*map(id, pinned)}
 
 
 def test_an_image_twice_in_one_batch_is_changed_in_two_ways() -> None:
