@@ -230,9 +230,9 @@ def test_what_makes_every_step_wait_for_a_gpu_is_a_warning(cls: type[Algorithm])
     assert len(warned) == 1
 
 
-@pytest.mark.filterwarnings("default:.*wait for the GPU:UserWarning")
 def test_waiting_for_a_gpu_does_not_hide_a_fault_behind_it() -> None:
-    with pytest.raises(AssertionError, match="on a GPU test_contract.py"):
+    fails = pytest.raises(AssertionError, match="on a GPU test_contract.py")
+    with pytest.warns(UserWarning, match="wait for the GPU"), fails:
         check_runs_on_a_gpu(SendingElsewhere, latent_dim=8)
 
 

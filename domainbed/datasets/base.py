@@ -50,6 +50,15 @@ class Sample:
     split: str | None = None
 
 
+def read_file(path: str | os.PathLike[str], preprocess: Preprocess, whole: bool = False) -> np.ndarray:
+    """Return an image file as uint8 (H, W, C), preprocessed, decoded no larger than needed unless `whole`.
+
+    Raises:
+        UnreadableImage: the file can't be decoded whole.
+    """
+    return preprocess(read_image(path, None if whole else preprocess.least_side))[0]
+
+
 class Dataset:
     """Environments of images. Subclasses list `environments`, `classes`, `samples`, and read single images.
 
@@ -93,6 +102,7 @@ class Dataset:
 
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         self.data_dir, self.hparams = data_dir, hparams
+        #: What `read` does to an image; a copy of the data set may have another in its place.
         self.preprocess = Preprocess(hparams.preprocess, hparams.image_size)
 
     @property
@@ -136,7 +146,7 @@ class Dataset:
             UnreadableImage: the file can't be decoded whole.
             UserError: under these settings, one file does not make an image.
         """
-        return Preprocess(hparams.preprocess, hparams.image_size)(read_image(path))[0]
+        return read_file(path, Preprocess(hparams.preprocess, hparams.image_size), whole=True)
 
     def file(self, index: int) -> Path | None:
         """Return the file that holds image `index` and no other; None for what is drawn, a row, or put together."""

@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from domainbed.datasets import images, labels, splits
-from domainbed.datasets.base import Dataset, Sample
+from domainbed.datasets.base import Dataset, Sample, read_file
 from domainbed.datasets.preprocess import Preprocess
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names
@@ -90,12 +90,11 @@ class Folder(Dataset):
         Raises:
             UnreadableImage: the file can't be decoded whole.
         """
-        return self.read_new(self._root / self.samples[index].name, self.hparams)
+        return read_file(self._root / self.samples[index].name, self.preprocess)
 
     @classmethod
     def read_new(cls, path: str | os.PathLike[str], hparams: Any, with_masks: bool = False) -> np.ndarray:
-        preprocess = Preprocess(hparams.preprocess, hparams.image_size)
-        return preprocess(images.read_image(path, preprocess.least_side))[0]
+        return read_file(path, Preprocess(hparams.preprocess, hparams.image_size))
 
     @property
     def least_side(self) -> int | None:

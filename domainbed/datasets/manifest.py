@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from domainbed.datasets import images, labels, splits
-from domainbed.datasets.base import UNLABELLED, Dataset, Sample
+from domainbed.datasets.base import UNLABELLED, Dataset, Sample, read_file
 from domainbed.datasets.masks import IGNORED_KIND, MaskClasses, digest_files, read_files
 from domainbed.datasets.preprocess import Preprocess
 from domainbed.errors import UserError
@@ -89,12 +89,11 @@ class Manifest(Dataset):
         Raises:
             UnreadableImage: the file can't be decoded whole.
         """
-        return self.read_new(self._path(self.samples[index].name), self.hparams, bool(self.masks))
+        return read_file(self._path(self.samples[index].name), self.preprocess, whole=bool(self.masks))
 
     @classmethod
     def read_new(cls, path: str | os.PathLike[str], hparams: Any, with_masks: bool = False) -> np.ndarray:
-        preprocess = Preprocess(hparams.preprocess, hparams.image_size)
-        return preprocess(images.read_image(path, None if with_masks else preprocess.least_side))[0]
+        return read_file(path, Preprocess(hparams.preprocess, hparams.image_size), whole=with_masks)
 
     @property
     def least_side(self) -> int | None:
