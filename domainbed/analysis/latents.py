@@ -214,7 +214,9 @@ def linear_probe(code: Tensor, labels: np.ndarray, groups: np.ndarray) -> np.nda
     selection = require("sklearn.model_selection", "analysis", "a linear probe")
     x, answers = code.numpy(), np.empty_like(labels)
     folds = selection.StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=NOISE_SEED)
-    for fitted, judged in tqdm(folds.split(x, labels, groups), desc="probe", total=NUM_FOLDS, leave=False):
+    for fitted, judged in tqdm(
+        folds.split(x, labels, groups), desc="probe", total=NUM_FOLDS, leave=False, disable=None
+    ):
         mean, components = torch.zeros(x.shape[1]).numpy(), None
         if x.shape[1] > PROBE_COMPONENTS:
             mean = x[fitted].mean(0)
@@ -306,7 +308,7 @@ def draw_maps(
     judged = np.arange(len(rows))
     if len(rows) > TRUST_IMAGES:
         judged = np.sort(np.random.default_rng(NOISE_SEED).choice(len(rows), TRUST_IMAGES, replace=False))
-    for name, title, options in tqdm(wanted, desc="maps", leave=False):
+    for name, title, options in tqdm(wanted, desc="maps", leave=False, disable=None):
         if name == "pca":
             points = F.pad(components[:, :2], (0, 2 - components[:, :2].shape[1])).numpy()
         elif "perplexity" in options:

@@ -215,6 +215,10 @@ def predict(
     for name in pictures:
         if PICTURES[name] not in model.outputs:
             raise UserError(f"{model.about.algorithm} gives no {name}. It gives: {', '.join(model.outputs)}")
+    if not out.suffix:
+        raise UserError(
+            f"--out {out} has no suffix, and what lies beside the table is named without one. Use {out}.csv"
+        )
     beside = out.with_suffix(".json")
     images_out = images_out or out.with_suffix("")
     record: dict[str, Any] = {

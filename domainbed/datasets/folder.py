@@ -171,9 +171,11 @@ class Folder(Dataset):
         root, shown = self._root, repr(str(self._root))
         if not any(found.values()):
             if any(outside.values()):
+                place = root.resolve()
                 raise self._fault(
                     f"{shown} looks like one environment: its folders ({some(outside)}) hold images directly",
-                    f"Point --data_dir at its parent {str(root.resolve().parent)!r}",
+                    f"Point --data_dir at its parent {str(place.parent)!r}; environments={place.name} then reads it "
+                    "alone",
                 )
             raise self._fault(f"no folder below {shown} holds an image in a class folder", "Give another folder")
         too_high = _look_like_data_dirs(found)

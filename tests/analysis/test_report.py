@@ -44,6 +44,7 @@ SURVIVES = "Does its ability to predict labels survive the left-out environment?
         ([0.90], (0.80, 0.95), "Yes", "Yes"),  # 0.5 above on its own environments, 0.5 above here
         ([0.60], (0.55, 0.65), "Yes", "In part"),
         ([0.45], (0.35, 0.55), "Can't be told", "Can't be told"),  # from the majority class
+        ([0.35], (0.25, 0.45), "Can't be told", "Can't be told"),  # below it, and not clearly so
         ([0.20], (0.10, 0.30), "No", "No"),
     ],
 )

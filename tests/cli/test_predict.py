@@ -35,6 +35,14 @@ def test_a_folder(model: str, photographs: Path, tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["images"] == 72
 
 
+def test_a_table_without_a_suffix_is_refused_before_anything_is_written(
+    model: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["predict", model, str(photographs), "--out", str(tmp_path / "new"), "--reconstructions"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --out {tmp_path / 'new'} has no suffix")
+    assert not [*tmp_path.glob("new*")]
+
+
 def test_nothing_that_can_be_read(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_text("text")
     assert cli.main(["predict", model, str(tmp_path / "a.png"), "--out", str(tmp_path / "out.csv")]) == 2

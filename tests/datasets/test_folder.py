@@ -248,7 +248,7 @@ def test_an_environment_instead_of_the_data(tmp_path, split):
     write(tmp_path, *(f"data/hospital/{split}{c}/1.jpg" for c in ("0", "1")), "data/hospital/notes.txt")
     text = message(tmp_path / "data/hospital")
     assert "looks like one environment: its folders ('0', '1') hold images directly" in text
-    assert text.endswith(f"Point --data_dir at its parent '{tmp_path / 'data'}'")
+    assert f"Point --data_dir at its parent '{tmp_path / 'data'}'; environments=" in text
 
 
 @pytest.mark.parametrize("split", ["", "train/"])

@@ -112,14 +112,15 @@ def _survives(
     )
     if at_home <= 0:
         return {"question": question, "answer": NO, "because": f"{figures}: there is nothing that could survive."}
-    if beats_away == UNTOLD and abroad > 0:
+    if beats_away == UNTOLD:
         because = f"{figures}, where the 95 % interval holds the trivial answer."
         return {"question": question, "answer": UNTOLD, "because": because}
     if beats_away == NO or abroad <= 0:
         return {"question": question, "answer": NO, "because": f"{figures}: there it is no better than that answer."}
     share = abroad / at_home
     answer = YES if share >= KEPT and beats_away == YES else PARTLY
-    return {"question": question, "answer": answer, "because": f"{figures}: it keeps {share:.0%}."}
+    because = f"{figures}: it keeps {share:.0%}. (The first figure flatters: its images also chose the checkpoint.)"
+    return {"question": question, "answer": answer, "because": because}
 
 
 def _collapse(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
