@@ -342,6 +342,8 @@ class Training:
             meaning = self.algorithm.explain_weights(self.settings.steps, run.hparams.batch_size * domains)
             for line in meaning.lines():
                 self.records.log(line)
+            if meaning.warning:
+                self.note(meaning.warning)
         if not resumed:
             self.records.drop_after(self.name, self.seed, -1)
             self.records.write(

@@ -415,6 +415,16 @@ def test_a_batch_that_can_not_be_cut_is_refused_before_anything_is_decoded(train
     assert "images of" not in out and not run_folder("uneven").exists()
 
 
+def test_annealing_that_does_not_end_stands_in_the_summary(train, photographs: Path) -> None:
+    arguments = ["--data_dir", photographs, "--test_envs", "0", "--algorithm", "VAE_DG", *SHORT]
+    arguments += ["model=test_resnet", "pretrained=false", "latent_dim=8"]
+    for name, end, said in (("short", 100, True), ("enough", 2, False)):
+        assert train(name, *arguments, f"kl_anneal_end={end}")[0] == 0
+        notes = [record["text"] for record in records(run_folder(name)) if record["kind"] == "note"]
+        assert any("ends before its annealing" in note for note in notes) == said
+        assert ("ends before its annealing" in (run_folder(name) / "summary.md").read_text()) == said
+
+
 def test_a_finished_target_leaves_no_model_in_memory(train, photographs: Path, monkeypatch) -> None:
     models: list[weakref.ref] = []
     prepare = Engine.prepare

@@ -134,7 +134,7 @@ class Segmenter(Protocol):
 
 @runtime_checkable
 class ExplainsWeights(Protocol):
-    """Says what its loss weights mean, for a run of `steps` steps of `batch_size` images."""
+    """Says what its loss weights mean, for a run of `steps` steps of `batch_size` images: `weights.WeightMeaning`."""
 
     def explain_weights(self, steps: int, batch_size: int) -> Any: ...
 

@@ -75,16 +75,20 @@ class WeightMeaning:
             lines.append(
                 f"  Label weight {self.label_weight:g} is {_number(self.label_weight_nats)} beside sums in nats."
             )
+        return lines
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with the annealing; None where nothing is."""
         what, unit, full, reached = "KL weight", "beta = {}", self.beta, self.beta_reached
         if self.capacity is not None and self.capacity_reached is not None:
             what, unit, full, reached = "capacity", "{} nats", self.capacity, self.capacity_reached
-        if reached < full * (1 - 1e-9):
-            lines.append(
-                f"  WARNING: this run ends before its annealing does: the {what} reaches {_number(reached / full)} of "
-                f"its value, {unit.format(_number(reached))}. Lower kl_anneal_end or raise --steps. "
-                "Evaluation uses the full weight."
-            )
-        return lines
+        if reached >= full * (1 - 1e-9):
+            return None
+        return (
+            f"the run ends before its annealing does: the {what} reaches {_number(reached / full)} of its value, "
+            f"{unit.format(_number(reached))}. Lower kl_anneal_end or raise --steps. Evaluation uses the full weight"
+        )
 
 
 def _number(value: float) -> str:
