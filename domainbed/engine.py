@@ -195,6 +195,15 @@ class Engine:
                 "accumulate=1, or a loss without that term"
             )
 
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise `UserError` where an environment's batch can't be cut into equal parts."""
+        if batch_size % self.num_parts:
+            raise UserError(
+                f"batch_size = {batch_size} can't be cut into {self.num_parts} equal parts (processes: "
+                f"{self.num_processes}, accumulate = {self.accumulate}). Use "
+                f"batch_size={max(1, round(batch_size / self.num_parts)) * self.num_parts}"
+            )
+
     def release(self) -> None:
         """Forget the algorithm, so that the next one finds the memory free."""
         if self.algorithm is not None:
@@ -367,15 +376,6 @@ class Engine:
     def stop_averaging(self) -> None:
         """Judge the weights as they are from now on, such as those of a checkpoint."""
         self.average = None
-
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raise `UserError` where an environment's batch can't be cut into equal parts."""
-        if batch_size % self.num_parts:
-            raise UserError(
-                f"batch_size = {batch_size} can't be cut into {self.num_parts} equal parts (processes: "
-                f"{self.num_processes}, accumulate = {self.accumulate}). Use "
-                f"batch_size={max(1, round(batch_size / self.num_parts)) * self.num_parts}"
-            )
 
     @contextmanager
     def evaluation(self, algorithm: Algorithm, seed: int) -> Iterator[None]:
@@ -681,7 +681,7 @@ def bf16_pays(device: torch.device) -> bool:
     return bool(known[key]["bf16"] < known[key]["float32"])
 
 
-#: Of so many images: on a GPU few would measure how fast kernels are started, not how fast they are.
+#: Of so many images: few don't keep a GPU busy, and starting kernels would be what is timed.
 _NUM_IMAGES = {"cpu": 4, "cuda": 64}
 
 

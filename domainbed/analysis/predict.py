@@ -210,7 +210,8 @@ def predict(
         summary: of the rows. masks: what their files hold. pictures: their folders. notes.
 
     Raises:
-        UserError: the table is there already, or of another model; no image can be read; or the disk is full.
+        UserError: the table is there already, has no suffix, or is of another model; no image can be read; or the disk
+            is full.
     """
     for name in pictures:
         if PICTURES[name] not in model.outputs:
