@@ -107,7 +107,9 @@ def movement(values: Sequence[float]) -> dict[str, Any]:
         decrease: (first - last) / |first|.
         noise: standard deviation of one value, from differences of neighbours in the second half, so that no trend
             enters: sqrt(mean (v[i+1] - v[i])^2 / 2) (von Neumann et al. 1941).
-        moves: whether first and last differ by more than `STANDARD_ERRORS` standard errors; None below 8 values.
+        moves: whether the means of the first and of the last tenth, or of the first and of the last quarter, differ by
+            more than `STANDARD_ERRORS` standard errors; None below 8 values. A tenth sees a fall that ends early, a
+            quarter a slow one in few values.
         end: "falling", "rising" or "flat": the means of the last two quarters compared in the same way; a move of
             less than 1 % of |first - last| is flat. None below 8 values.
     """
@@ -119,11 +121,17 @@ def movement(values: Sequence[float]) -> dict[str, Any]:
         return found
     half = values[len(values) // 2 :]
     noise = math.sqrt(statistics.fmean((b - a) ** 2 for a, b in zip(half, half[1:], strict=False)) / 2)
-    fell = statistics.fmean(values[-2 * quarter : -quarter]) - statistics.fmean(values[-quarter:])
-    at_rest = abs(fell) <= max(STANDARD_ERRORS * noise * math.sqrt(2 / quarter), 0.01 * abs(first - last))
+
+    def differ(one: Sequence[float], other: Sequence[float]) -> bool:
+        error = noise * math.sqrt(2 / len(one))
+        return abs(statistics.fmean(one) - statistics.fmean(other)) > STANDARD_ERRORS * error
+
+    before, at_end = values[-2 * quarter : -quarter], values[-quarter:]
+    fell = statistics.fmean(before) - statistics.fmean(at_end)
+    at_rest = not differ(before, at_end) or abs(fell) <= 0.01 * abs(first - last)
     return found | {
         "noise": noise,
-        "moves": abs(first - last) > STANDARD_ERRORS * noise * math.sqrt(2 / tenth),
+        "moves": differ(values[:tenth], values[-tenth:]) or differ(values[:quarter], at_end),
         "end": "flat" if at_rest else "falling" if fell > 0 else "rising",
     }
 
@@ -135,8 +143,8 @@ def findings(found: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:
         loss = terms["movement"]
         if loss["moves"] is False:
             said.append(
-                f"{name} does not move beyond its noise of {loss['noise']:.2g}: {loss['first']:.4g} from step "
-                f"{terms['steps'][0]} on, {loss['last']:.4g} at the end"
+                f"{name} does not move beyond its noise of {loss['noise']:.2g} in {loss['num_values']} records: "
+                f"{loss['first']:.4g} from step {terms['steps'][0]} on, {loss['last']:.4g} at the end"
             )
         elif name == "total_loss" and loss["end"] in ("falling", "rising"):
             more = (

@@ -215,6 +215,8 @@ def noisy(values: Any, noise: float = 0.05) -> list[float]:
         (noisy(np.linspace(3, 1, 60)), True, "falling"),
         (noisy(1 + 2 * np.exp(-np.arange(60) / 5)), True, "flat"),
         (noisy(np.concatenate([np.linspace(3, 1, 40), np.linspace(1, 2, 20)])), True, "rising"),
+        (noisy(np.linspace(3, 1, 24), 1.0), True, "flat"),  # a slow fall in few values
+        (noisy(np.concatenate([np.linspace(9, 1, 6), np.ones(74)]), 2.5), True, "flat"),  # one that ends early
         ([3.0, 2.0, 1.0], None, None),
         ([1.0] * 20, False, "flat"),
     ],
@@ -274,7 +276,7 @@ def test_without_a_first_checkpoint_and_records_the_rest_is_shown_and_the_lack_s
 
 
 def test_the_faults_are_told_in_words() -> None:
-    still = {"moves": False, "first": 1.0, "last": 1.0, "noise": 0.1, "end": "flat"}
+    still = {"moves": False, "num_values": 10, "first": 1.0, "last": 1.0, "noise": 0.1, "end": "flat"}
     found = {
         "loss": {"total_loss": {"movement": still, "steps": [1, 10]}},
         "environments": {"camera": {"after": {"psnr": 10.0}, "psnr_mean_image": 12.0}},
