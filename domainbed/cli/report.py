@@ -53,5 +53,10 @@ def lines(found: dict[str, Any]) -> list[str]:
     for run in found["runs"]:
         text += [f"{run['name']}:"] if len(found["runs"]) > 1 else []
         text += [f"  {one['answer'] + ':':<16} {one['question']} {one['because']}" for one in run["verdicts"]]
+        if run["trainings"] > 1:
+            text.append(
+                f"  pictures are of target {run['target']}, seed {run['seed']}, one of {run['trainings']} trainings; "
+                "--target and --seed choose another"
+            )
         text += [f"  left out: {name}: {why}" for name, why in run["left_out"].items()]
     return [*text, f"{found['page']} ({found['bytes'] / 1e6:.1f} MB)"]

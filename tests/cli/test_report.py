@@ -25,6 +25,14 @@ def test_the_words_and_the_size_are_printed_and_the_page_lies_in_the_run(folder:
     assert "Yes:" in out and "accuracy 0.900 on x; majority class 0.500" in out
 
 
+def test_of_several_trainings_the_page_says_which_one_it_shows(tmp_path: Path, capsys) -> None:
+    folder = str(plant(tmp_path / "two", {(0, "x"): {"accuracy": 0.9}, (0, "y"): {"accuracy": 0.5}}))
+    for arguments, target in (([], "x"), (["--target", "y"], "y")):
+        assert cli.main(["report", folder, "--quick", "--out", str(tmp_path / "page.html"), *arguments]) == 0
+        assert f"pictures are of target {target}, seed 0, one of 2 trainings" in capsys.readouterr().out
+        assert f"of the training with target {target}, seed 0" in (tmp_path / "page.html").read_text()
+
+
 def test_out_is_a_file_or_a_folder_and_several_runs_have_one_page(
     folder: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:

@@ -49,7 +49,8 @@ def write(
         report: takes each line worth saying while it goes.
 
     Returns:
-        page, bytes, and for each run its name, verdicts and what is left_out (section to reason).
+        page, bytes, and for each run its name, verdicts, the target and seed shown, how many trainings there are, and
+        what is left_out (section to reason).
 
     Raises:
         UserError: a run stands there twice or has no such training, or the page can't be written.
@@ -60,15 +61,15 @@ def write(
     content = _comparison(runs, names, data)
     left_out: list[dict[str, str]] = [{} for _ in runs]
     findings: list[list[str]] = [[] for _ in runs]
-    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        training = _chosen(run, target, seed)
+    shown = [_chosen(run, target, seed) for run in runs]
+    for number, (run, name, training) in enumerate(zip(runs, names, shown, strict=True)):
         opened = _opened(run, opener, training, left_out[number])
         of_model = _model(run, name, training, opened, data, f"run{number}", left_out[number], findings[number], report)
         for key, title, body in of_model:
             content.append((f"run{number}-{key}", f"{name}: {title}" if len(runs) > 1 else title, body))
         data["figures"].setdefault(name, {})
         data["figures"][name] |= {"config": run.config, "verdicts": answers[number], "final": run.of("final")}
-    summary = "".join(map(_summary, runs, names, answers, findings))
+    summary = "".join(map(_summary, runs, names, shown, answers, findings))
     content.insert(0, ("summary", "Summary", summary))
     title = f"Report: {', '.join(names)}" if len(names) < 4 else f"Report of {len(names)} runs"
     text = html.page(title, content, data).encode()
@@ -79,8 +80,9 @@ def write(
         "page": str(path),
         "bytes": len(text),
         "runs": [
-            {"name": name, "verdicts": found, "left_out": gone}
-            for name, found, gone in zip(names, answers, left_out, strict=True)
+            {"name": name, "verdicts": found, "target": one[1], "seed": one[0], "left_out": gone}
+            | {"trainings": len(run.trainings)}
+            for run, name, found, one, gone in zip(runs, names, answers, shown, left_out, strict=True)
         ],
     }
 
@@ -94,7 +96,9 @@ def _names(runs: Sequence[RecordedRun]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
-def _summary(run: RecordedRun, name: str, answers: list[dict[str, str]], findings: list[str]) -> str:
+def _summary(
+    run: RecordedRun, name: str, shown: tuple[int, str], answers: list[dict[str, str]], findings: list[str]
+) -> str:
     """What was run, with the warnings first, and what came of it in words."""
     ended = sum(run.is_finished(*training) for training in run.trainings)
     notes = [record["text"] for record in run.of("note")]
@@ -111,6 +115,7 @@ def _summary(run: RecordedRun, name: str, answers: list[dict[str, str]], finding
         "Algorithm": f"{run.algorithm} on {run.dataset}",
         "Left out": ", ".join(targets) or "nothing",
         "Seeds": ", ".join(map(str, compare.seeds_of(run))),
+        "Pictures": f"of the training with target {shown[1]}, seed {shown[0]}",
         "Length": f"{config.get('steps', '?')} steps; the best checkpoint by {config.get('select_by', '?')}",
         "Beta": ", ".join(f"{beta:.4g}" for beta in comparable.betas(run)) or "no KL term",
     })  # fmt: skip
