@@ -210,7 +210,8 @@ class Summary:
             os.replace(partial, folder / f"summary.{suffix}")
 
     def _title(self) -> str:
-        return f"{self.run.get('name', 'run')}: {self.run.get('algorithm', '?')} on {self.run.get('dataset', '?')}"
+        of = f", {size} images of each environment" if (size := self.run.get("subset_size")) else ""
+        return f"{self.run.get('name', 'run')}: {self.run.get('algorithm', '?')} on {self.run.get('dataset', '?')}{of}"
 
     def _caption(self, part: str, records: Sequence[Record], intervals: bool) -> str:
         what = "" if intervals else f"{_heading(part, records)}. "
@@ -386,9 +387,9 @@ def build(records: Iterable[Record], run: Mapping[str, Any]) -> Summary:
 
     Args:
         records: of results.jsonl. Those of kind "final" count; of two about the same thing the later one wins.
-        run: name, algorithm, dataset, command, steps, select_by, notes (facts nobody should miss), targets and seeds
-            (what the run was asked for, to say what is missing), class_names and background (of masks; both optional).
-            All go into summary.json.
+        run: name, algorithm, dataset, subset_size (images of each environment, where they are not all), command, steps,
+            select_by, notes (facts nobody should miss), targets and seeds (what the run was asked for, to say what is
+            missing), class_names and background (of masks). All go into summary.json.
     """
     keys = ("target", "seed", "protocol", "environment", "role", "part")
     final = {tuple(record[key] for key in keys): record for record in records if record.get("kind") == "final"}

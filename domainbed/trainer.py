@@ -130,6 +130,7 @@ def write_summary(run: Run) -> summary.Summary | None:
         "name": run.folder.name,
         "algorithm": settings.algorithm,
         "dataset": settings.dataset,
+        "subset_size": settings.subset_size,
         "command": run.command,
         "steps": settings.steps,
         "select_by": settings.select_by,

@@ -1,6 +1,6 @@
 """From argv to a run. Each command is a file with `main(argv)`; nothing here imports torch before it is needed.
 
-python -m domainbed list [--json]
+python -m domainbed list [NAME]
 python -m domainbed explore <folder>
 python -m domainbed evaluate <run> --data_dir <folder>
 python -m domainbed latents | traverse | layers | errors <run>
@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from domainbed.errors import UserError, did_you_mean
 
 COMMANDS = {
-    "list": "names of all algorithms and data sets",
+    "list": "names of all algorithms and data sets, or the settings of one",
     "explore": "what is in a folder of images, and how far its environments are apart",
     "evaluate": "figures of a finished run on data that it never saw",
     "latents": "maps and figures of a run's latent codes",

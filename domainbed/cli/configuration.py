@@ -6,6 +6,7 @@ How layers merge is in `hparams`; this file finds them.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +238,7 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
     dataset, algorithm = DATASETS[str(dataset_name)], ALGORITHMS[algorithm_name]
     layers = [Layer(f"data set {dataset_name}", dataset.defaults, shared=True)]
     if recorded is None and script == "train_subset":
-        layers.append(Layer("train_subset", {"subset_size": SUBSET_SIZE}))
+        layers.append(Layer(SUBSET_LAYER, {"subset_size": SUBSET_SIZE}))
     for where, values in shared:  # its data set's block serves every algorithm: a key of another is no mistake
         layers += _file_layers(where, values, str(dataset_name), algorithm_name, quiet=True)
     for where, values in files:
@@ -259,8 +260,11 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
     return Configuration(settings, dataset, resolved.models[dataset.HParams], algorithm, hparams, resolved, idle)
 
 
-#: Images per environment of `train_subset` where nothing is said: enough to see a model learn, few enough to wait for.
+#: Most images per environment of `train_subset` where nothing is said: enough to see a model learn, few enough to wait
+#: for.
 SUBSET_SIZE = 100
+#: The layer that sets it. It asks for no more than the smallest environment has.
+SUBSET_LAYER = "train_subset"
 
 
 def _check_unchanged(recorded: Path, before: list[Layer], now: Resolved) -> None:
@@ -353,12 +357,13 @@ def option_help(model: type[RunSettings | HParams], keys: Iterable[str] | None =
         elif get_origin(annotation) is Literal:
             shape = f" {{{','.join(map(str, get_args(annotation)))}}}"
         elif get_origin(annotation) is list:
-            shape = f" {key.upper().removesuffix('S')} …"
+            shape = f" {re.sub('(?<!S)S$', '', key.upper())} …"
         else:
             words = {int: "N", float: "X", Path: "PATH", str: "NAME"}
             kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
             bare = [get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in kinds]
             shape = f" {next((words[kind] for kind in bare if kind in words), 'VALUE')}"
-        shown = "" if default in (None, [], False) else f" (default: {default})"
+        shown = ",".join(map(str, default)) if isinstance(default, list) else default
+        shown = "" if default in (None, [], False) else f" (default: {shown})"
         rows.append((f"--{key}{shape}", f"{info.description}{shown}"))
     return rows

@@ -1,20 +1,26 @@
-"""`python -m domainbed list`: every algorithm and data set with one line each."""
+"""`python -m domainbed list [NAME]`: every algorithm and data set with one line each, or all settings of one."""
 
 import json
+from typing import Any
 
 from domainbed.cli import Parser
-from domainbed.registry import ALGORITHMS, DATASETS, add_plugin
+from domainbed.errors import UserError, did_you_mean
+from domainbed.registry import ALGORITHMS, DATASETS, add_plugin, first_line
 
 
 def main(argv: list[str]) -> int:
-    """Print the names; return the exit status."""
+    """Print the names, or the settings of one; return the exit status."""
     parser = Parser(str(__doc__), command="list")
+    parser.add_argument("name", nargs="?", help="an algorithm or a data set, whose settings are explained")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register more")
     arguments = parser.parse_args(argv)
     for path in arguments.plugin:
         add_plugin(path)
-    found = {"algorithms": ALGORITHMS.lines(), "datasets": DATASETS.lines()}
+    if arguments.name:
+        found = settings_of(arguments.name)
+    else:
+        found = {"algorithms": ALGORITHMS.lines(), "datasets": DATASETS.lines()}
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -24,3 +30,18 @@ def main(argv: list[str]) -> int:
         for name, line in names.items():
             print(f"  {name:<{width}}  {line}")
     return 0
+
+
+def settings_of(name: str) -> dict[str, dict[str, str]]:
+    """Return a name with its line, and its settings, as options, with what each does and its default.
+
+    Raises:
+        UserError: nothing is called so.
+    """
+    for registry in (ALGORITHMS, DATASETS):
+        if name in registry:
+            from domainbed.cli.configuration import option_help  # not for the names: they are there at once
+
+            cls: Any = registry[name]
+            return {registry.kind: {name: first_line(cls.__doc__)}, "settings": dict(option_help(cls.HParams))}
+    raise UserError(f"no algorithm and no data set named {name!r}{did_you_mean(name, [*ALGORITHMS, *DATASETS])}")

@@ -4,12 +4,14 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from domainbed.cli import guarded, process_number
 from domainbed.cli.configuration import (
+    SUBSET_LAYER,
     SUBSET_SIZE,
     Arguments,
     Configuration,
@@ -42,12 +44,13 @@ examples:
 """
 WHAT = {
     "train_all": "Leave out each environment of a data set in turn, train on the others, judge on the one left out.",
-    "train_subset": f"The same as train_all on a few images per environment (--subset_size, default {SUBSET_SIZE}), "
-    "with the first\nenvironment left out unless --test_envs says otherwise.",
+    "train_subset": f"The same as train_all on a few images per environment (--subset_size; at most {SUBSET_SIZE} "
+    "where nothing is said), with the first\nenvironment left out unless --test_envs says otherwise.",
 }
 FOOTER = """
-keys of an algorithm or a data set, with their values: --algorithm NAME --dataset NAME --show
 names of all algorithms and data sets: python -m domainbed list
+settings of one of them, explained: python -m domainbed list VAE_DG
+every setting with its value, and who set it: --algorithm NAME --dataset NAME --show
 """
 
 
@@ -286,13 +289,18 @@ def algorithm_needs(algorithm: Any, dataset: Any) -> None:
 def resolve_automatic(
     configuration: Configuration, dataset: Any, engine: Any, targets: list[list[int]]
 ) -> tuple[RunSettings, Any, list[str]]:
-    """Replace every `auto` by what it is on this machine; return settings, hyper-parameters, notes for the summary."""
+    """Replace what is automatic by what it is with this machine and these data.
+
+    Returns:
+        settings, hyper-parameters, and notes for the summary.
+    """
     from pydantic import ValidationError
 
     from domainbed import model_selection, pretrained
 
     make_paths_absolute(configuration)
     settings, hparams, notes = configuration.settings, configuration.algorithm_hparams, []
+    sources = configuration.resolved.sources
     selected = model_selection.resolve(
         settings.select_by,
         hasattr(configuration.algorithm, "predict"),
@@ -307,6 +315,9 @@ def resolve_automatic(
         "precision": engine.precision,
         "test_envs": [",".join(dataset.environments[environment] for environment in target) for target in targets],
     }
+    if sources.get("subset_size") == SUBSET_LAYER:  # nobody asked for so many: the smallest environment will do
+        sizes = Counter(sample.environment for sample in dataset.samples)
+        changed["subset_size"] = min(SUBSET_SIZE, *sizes.values())
     settings = settings.model_copy(update=changed)
     if configuration.algorithm.needs_masks:
         hparams = hparams.model_copy(update={"output": mask_output(hparams.output, dataset.chosen_masks())})
@@ -321,7 +332,6 @@ def resolve_automatic(
         except ValidationError as error:
             reasons = [str(one["msg"]).removeprefix("Value error, ") for one in error.errors()]
             raise UserError("; ".join([*(notes or []), *reasons])) from None
-    sources = configuration.resolved.sources
     for before, now in ((configuration.settings, settings), (configuration.algorithm_hparams, hparams)):
         for key, value in now.model_dump().items():
             if value != getattr(before, key):
