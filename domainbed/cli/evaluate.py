@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +125,8 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple
     Raises:
         UserError: no data, an unknown data set or setting.
     """
+    from domainbed.datasets.folder import OneEnvironment
+
     name = arguments.dataset or config["dataset"]
     if arguments.dataset is None and name == "SyntheticFundus" and arguments.data_dir is not None:
         name = "DR"
@@ -147,14 +148,13 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple
             notes.append("these are the images of the run itself: it was trained on some of them")
     try:
         return cls(arguments.data_dir, hparams), notes
-    except UserError:
+    except UserError as error:
         if folder is None or "environments" not in cls.HParams.model_fields or not folder.is_dir():
             raise
-        single = None
-        with suppress(UserError):  # <class>/<image>: one camera
+        try:  # <class>/<image>: one camera
             single = cls(folder.parent, hparams.model_copy(update={"environments": [folder.name]}))
-        if single is None:
-            raise
+        except UserError as fault_of_camera:
+            raise (fault_of_camera if isinstance(error, OneEnvironment) else error) from None
         if name == config["dataset"] and str(folder.parent) == str(config["data_dir"]):
             notes.append("this is an environment of the run itself; its figures are new only if it was left out")
         return single, notes

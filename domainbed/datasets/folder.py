@@ -38,6 +38,10 @@ def valid_regex(pattern: str | None) -> str | None:
     return pattern
 
 
+class OneEnvironment(UserError):
+    """A folder whose folders hold images directly, where environments are wanted."""
+
+
 @dataclass(frozen=True, slots=True)
 class FoundImage:
     """An image file, and what its path says about it."""
@@ -176,6 +180,7 @@ class Folder(Dataset):
                     f"{shown} looks like one environment: its folders ({some(outside)}) hold images directly",
                     f"Point --data_dir at its parent {str(place.parent)!r}; environments={place.name} then reads it "
                     "alone",
+                    OneEnvironment,
                 )
             raise self._fault(f"no folder below {shown} holds an image in a class folder", "Give another folder")
         too_high = _look_like_data_dirs(found)
@@ -199,9 +204,9 @@ class Folder(Dataset):
                 f"Fill or move {'it' if len(empty) == 1 else 'them'}, or name the environments: environments={rest}",
             )
 
-    def _fault(self, found: str, do: str) -> UserError:
+    def _fault(self, found: str, do: str, kind: type[UserError] = UserError) -> UserError:
         source = f". It comes from {self.source}" if self.source else ""
-        return UserError(f"{self.name} needs {self.layout}, but {found}. {do}{source}")
+        return kind(f"{self.name} needs {self.layout}, but {found}. {do}{source}")
 
 
 def _interpret(paths: Iterable[tuple[str, ...]], split_first: bool) -> tuple[list[FoundImage], list[str]]:

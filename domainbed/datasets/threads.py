@@ -4,6 +4,7 @@ The libraries that decode give other threads the processor meanwhile. Training b
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,9 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+#: Seconds that an item takes at least for threads to pay: below it they wait for Python's lock more than they gain.
+WORTH_A_THREAD = 5e-5
 
 
 def in_threads(
@@ -30,7 +34,8 @@ def in_threads(
 
     Args:
         doing: what the progress bar says. delay: seconds after which it is shown.
-        at_once: items that a thread is given, more than one where each takes less time than handing it over.
+        at_once: items that a thread is given, more than one where each may take less time than handing it over. Then
+            the caller's own thread computes them for as long as they take less than `WORTH_A_THREAD`.
         initial: how many more were done before, for the progress bar.
     """
     executor = ThreadPoolExecutor(num_workers)
@@ -44,6 +49,13 @@ def in_threads(
     total = initial + len(items)
     try:
         with tqdm(total=total, initial=initial, desc=doing, unit="image", delay=delay, mininterval=shown_every) as bar:
+            worth_it = at_once == 1
+            while starts and not worth_it:
+                began = time.perf_counter()
+                done = several(starts.popleft())
+                worth_it = time.perf_counter() - began > WORTH_A_THREAD * len(done)
+                yield from done
+                bar.update(len(done))
             while starts or ahead:
                 while starts and len(ahead) <= 4 * num_workers:
                     ahead.append(executor.submit(several, starts.popleft()))

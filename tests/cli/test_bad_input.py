@@ -342,6 +342,9 @@ def test_evaluate_says_what_is_missing(train, photographs: Path, capfd, tmp_path
     weights = folder / "te_camera0/checkpoints/last/model.safetensors"
     refused(evaluate(capfd, weights, "--data_dir", photographs), "no configuration")
     assert cli.main(["evaluat"]) == 2
+    shutil.copytree(photographs / "camera1", tmp_path / "one_camera")
+    (tmp_path / "one_camera" / "2").rename(tmp_path / "one_camera" / "blurred")
+    refused(evaluate(capfd, exported, "--data_dir", tmp_path / "one_camera"), "'blurred'", "'one_camera' is no grade")
 
 
 def test_evaluate_on_images_without_labels(train, photographs: Path, capfd, tmp_path: Path) -> None:

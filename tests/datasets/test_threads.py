@@ -1,5 +1,6 @@
 """Work in threads is in order, a little ahead, and stops when nobody wants the rest."""
 
+import threading
 import time
 
 import pytest
@@ -14,6 +15,16 @@ def test_results_are_in_order(at_once: int) -> None:
         return number**2
 
     assert list(in_threads(slow, range(50), 4, "", at_once)) == [number**2 for number in range(50)]
+
+
+def test_quick_items_stay_in_the_callers_thread_and_slow_ones_leave_it() -> None:
+    def where(number: int) -> bool:
+        if number >= 20:
+            time.sleep(0.002)
+        return threading.current_thread() is threading.main_thread()
+
+    assert list(in_threads(where, range(60), 2, "", at_once=10)) == [True] * 30 + [False] * 30
+    assert not any(in_threads(where, range(20), 2, ""))
 
 
 def test_only_a_few_items_are_begun_ahead() -> None:
