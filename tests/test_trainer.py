@@ -635,6 +635,44 @@ def test_going_on_with_other_images_is_refused_by_name(train, photographs: Path)
     assert train("moved", "--resume", "--data_dir", moved)[0] == 0
 
 
+def test_a_table_whose_rows_and_columns_were_put_in_another_order_is_the_same_run(
+    train, photographs_with_masks: Path
+) -> None:
+    table = photographs_with_masks
+    arguments = ["--dataset", "Manifest", "--data_dir", table, "--algorithm", "UNet", "width=4", "--test_envs", "0"]
+    assert train("straight", *arguments, *SHORT)[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        assert train("stopped", *arguments, *SHORT)[0] == 130
+    head, *rows = table.read_text().splitlines()
+    columns = [4, 3, 2, 0, 1]  # of the two kinds, the second first
+    shuffled = [head, *np.random.default_rng(0).permutation(rows).tolist()]
+    table.write_text("\n".join(",".join(line.split(",")[k] for k in columns) for line in shuffled) + "\n")
+    assert train("stopped", "--resume")[0] == 0
+    assert records(run_folder("stopped", "Manifest")) == records(run_folder("straight", "Manifest"))
+
+
+def test_going_on_with_classes_in_another_order_is_refused(train, photographs: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        assert train("turned", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 130
+    path = run_folder("turned") / "te_camera0/checkpoints/last/checkpoint.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"classes": meta["classes"][::-1]}))
+    status, _, err = train("turned", "--resume")
+    assert status == 2 and f"learnt the classes {', '.join(meta['classes'][::-1])}" in err
+
+
+def test_going_on_with_images_in_another_order_is_refused(tmp_path: Path) -> None:
+    from domainbed.datasets.prepare import check_same_images
+
+    path = tmp_path / "images.csv"
+    path.write_text("image,split\na,train\nb,train\n")
+    check_same_images(path, path.read_text())
+    with pytest.raises(UserError, match="their order differs"):
+        check_same_images(path, "image,split\nb,train\na,train\n")
+
+
 def test_a_gradient_that_is_not_finite_stops_before_it_moves_a_weight(train, photographs: Path, monkeypatch) -> None:
     from domainbed.algorithms.erm import ERM
 

@@ -66,20 +66,21 @@ class Manifest(Dataset):
         self._table = _find_table(data_dir)
         rows = _read_table(self._table)
         _check(self._table, rows)
+        rows.sort(key=lambda numbered: (numbered[1]["environment"], _name(numbered[1])))  # in whatever order they stand
         scale = labels.order(row["label"] for _, row in rows if row.get("label"))
         self.environments = sorted({row["environment"] for _, row in rows})
         self.classes, self.ordinal = scale.classes, scale.ordinal
         number = {environment: i for i, environment in enumerate(self.environments)}
         self.samples, self._masks = [], []
         for _, row in rows:
-            environment, name = row["environment"], os.path.normpath(row["path"]).replace(os.sep, "/")
+            environment, name = row["environment"], _name(row)
             label = scale.index[row["label"]] if row.get("label") else UNLABELLED
             group = row.get("group") or name
             self.samples.append(Sample(number[environment], name, label, group, splits.spelled(row.get("split", ""))))
             self._masks.append({_kind(column): row[column] for column in row if _kind(column) and row[column]})
-        kinds = dict.fromkeys(kind for found in self._masks for kind in found if kind != IGNORED_KIND)
+        kinds = sorted({kind for found in self._masks for kind in found if kind != IGNORED_KIND})
         if hparams.mask_classes is not None:
-            self.masks = self._exclusive(hparams.mask_classes, list(kinds))
+            self.masks = self._exclusive(hparams.mask_classes, kinds)
         elif kinds:
             self.masks = MaskClasses(tuple(kinds), exclusive=False)
 
@@ -278,6 +279,11 @@ def _check(table: Path, rows: Rows) -> None:
             f"{table}: none of its first {min(len(seen), _PROBED)} paths exists, such as {next(iter(seen))!r}. "
             f"Paths are relative to the table's folder"
         )
+
+
+def _name(row: dict[str, str]) -> str:
+    """Return the name of a row's image: its path, spelled in one way."""
+    return os.path.normpath(row["path"]).replace(os.sep, "/")
 
 
 def _kind(column: str) -> str:

@@ -149,14 +149,16 @@ def check_same_images(path: Path, now: str) -> None:
         raise UserError(
             f"{path}: {error.strerror}; it says which images the run began with. Start another run"
         ) from None
-    changed = sorted(set(before) ^ set(now.splitlines()))
-    if changed or len(before) != len(now.splitlines()):
-        names = list(dict.fromkeys(line.partition(",")[0] for line in changed))
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise UserError(
-            f"the images are not those that this run began with ({path}): {shown} differ in content, class, group or "
-            "split, or are there only once. Put the data back as they were, or start another run"
-        )
+    after = now.splitlines()
+    if before == after:
+        return
+    names = list(dict.fromkeys(line.partition(",")[0] for line in sorted(set(before) ^ set(after))))
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    what = f"{shown} differ in content, class, group or split, or are there only once" if names else "their order differs"
+    raise UserError(
+        f"the images are not those that this run began with ({path}): {what}. Put the data back as they were, or start "
+        "another run"
+    )
 
 
 def prepare(
