@@ -313,8 +313,11 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(states[3], self.device)
 
-    def is_finite(self, minibatches: list[Minibatch]) -> bool:
-        """Whether loss and gradients of some minibatches are finite; moves no weight. For finding a culprit."""
+    def is_finite(self, minibatches: list[Minibatch]) -> bool | None:
+        """Whether loss and gradients of some minibatches are finite; moves no weight. For finding a culprit.
+
+        None where they can't be computed, such as BatchNorm of a single image.
+        """
         assert self.algorithm is not None, "prepare an algorithm first"
         try:
             for piece in range(self.accumulate):
@@ -324,8 +327,8 @@ class Engine:
                 check_finite({"loss": loss}, {"main": list(gradients)})
         except NonFiniteLoss:
             return False
-        except (ValueError, RuntimeError):  # such as BatchNorm with a single image: nothing can be said
-            return True
+        except (ValueError, RuntimeError):
+            return None
         return True
 
     # --- the weights that are judged ---

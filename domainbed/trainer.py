@@ -637,22 +637,23 @@ class Training:
 
     def explain_non_finite(self, error: NonFiniteLoss, step: int, minibatches: list[Any]) -> UserError:
         """Say which environments' minibatch alone makes the loss infinite or not a number."""
-        guilty = []
+        guilty, unknown = [], []
         for environment, minibatch in zip(self.sources, minibatches, strict=True):
             seed_everything(self.seed, step)
-            if self.engine.any(not self.engine.is_finite([minibatch])):
-                guilty.append(self.images.environments[environment])
+            finite, name = self.engine.is_finite([minibatch]), self.images.environments[environment]
+            if self.engine.any(finite is False):
+                guilty.append(name)
+            elif self.engine.any(finite is None):
+                unknown.append(name)
         terms = ["total_loss" if term == "loss" else term for term in error.terms]
         last = checkpoint.exists(self.checkpoints / "last")
         saved = f"Checkpoints of earlier steps are in {self.checkpoints}. " if last else ""
-        who = (
-            f"the minibatch of {' and of '.join(guilty)} alone gives it"
-            if guilty
-            else "no environment's minibatch alone gives it"
-        )
+        who = [f"the minibatch of {' and of '.join(guilty)} alone gives it"] if guilty else []
+        who += [f"whether that of {' or of '.join(unknown)} alone does can't be computed"] if unknown else []
+        who = who or ["no environment's minibatch alone gives it"]
         return UserError(
             f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: "
-            f"{', '.join(terms)}; {who}. {saved}Start another run with a lower lr, or with --precision float32"
+            f"{', '.join(terms)}; {'; '.join(who)}. {saved}Start another run with a lower lr, or with --precision float32"
         )
 
 

@@ -353,6 +353,9 @@ def test_a_loss_that_is_not_finite_names_step_term_and_environment(train, photog
     assert status == 2
     assert "step 3" in err and "y_loss" in err and "the minibatch of camera2 alone" in err
     assert "camera1" not in err
+    few = [one.replace("batch_size=4", "batch_size=1") for one in SHORT]
+    status, _, err = train("few", "--data_dir", photographs, "--test_envs", "0", *few, "augment=")
+    assert status == 2 and "whether that of camera1 or of camera2 alone does can't be computed" in err
     weights = load_file(run_folder("nan") / "te_camera0/checkpoints/last/model.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
 
