@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from domainbed.cli import positive
 from domainbed.engine import Engine, out_of_memory_explained
+from domainbed.errors import UserError
 
 CLASSES = 5
 WARM_UP = 3
@@ -55,22 +56,32 @@ def compare(arguments: argparse.Namespace) -> int:
     # a process of its own, so that neither side finds the memory that the other has kept
     worker = multiprocessing.get_context("spawn").Process(target=serve_baseline, args=(there, arguments), daemon=True)
     worker.start()
+    there.close()  # the worker's alone: where it dies, `here` is told
+
+    def baseline_says(asked: str | None = None) -> float:
+        try:
+            if asked:
+                here.send(asked)
+            return here.recv()
+        except (EOFError, BrokenPipeError):
+            worker.join()
+            raise UserError(
+                f"the process of the baseline has ended with exit status {worker.exitcode}. Where memory is short, try "
+                "a smaller --batch_size"
+            ) from None
+
     engine = Engine(compile=arguments.compile)
     algorithm = vae_dg(arguments.image_size, CLASSES, arguments.environments, model=arguments.model)
     engine.prepare(algorithm)
     minibatches = [  # as Engine.to_device gives them
         (x.contiguous(memory_format=torch.channels_last), y) for x, y in random_batches(arguments, engine.device)
     ]
-    operations = here.recv()
+    operations = baseline_says()
     for _ in range(WARM_UP):
         algorithm.update(minibatches)
 
-    def seconds_of_baseline() -> float:
-        here.send("step")
-        return here.recv()
-
     baseline, ours = in_turn(
-        lambda: images / seconds_of_baseline(),
+        lambda: images / baseline_says("step"),
         lambda: images / seconds(lambda: algorithm.update(minibatches), engine.device),
         pairs,
     )
