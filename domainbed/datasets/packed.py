@@ -211,7 +211,7 @@ class _Source:
     def look(self, num_workers: int) -> None:
         """Find out what every image and mask holds, without decoding it."""
         digests = bytearray()
-        looked = in_threads(self._content, range(len(self.indices)), num_workers, "looking at images", at_once=256)
+        looked = in_threads(self._content, range(len(self.indices)), num_workers, "looking at images", at_once=16)
         for position, (content, mask_content, reason) in enumerate(looked):
             self.contents.append(content)
             self.mask_contents.append(mask_content)

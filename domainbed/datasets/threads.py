@@ -35,7 +35,8 @@ def in_threads(
     Args:
         doing: what the progress bar says. delay: seconds after which it is shown.
         at_once: items that a thread is given, more than one where each may take less time than handing it over. Then
-            the caller's own thread computes them for as long as they take less than `WORTH_A_THREAD`.
+            the caller's own thread computes them for as long as they take less than `WORTH_A_THREAD`; where they take
+            more, threads are given some and it tries again.
         initial: how many more were done before, for the progress bar.
     """
     executor = ThreadPoolExecutor(num_workers)
@@ -49,17 +50,18 @@ def in_threads(
     total = initial + len(items)
     try:
         with tqdm(total=total, initial=initial, desc=doing, unit="image", delay=delay, mininterval=shown_every) as bar:
-            worth_it = at_once == 1
-            while starts and not worth_it:
-                began = time.perf_counter()
-                done = several(starts.popleft())
-                worth_it = time.perf_counter() - began > WORTH_A_THREAD * len(done)
-                yield from done
-                bar.update(len(done))
+            to_threads = len(items) if at_once == 1 else 0
             while starts or ahead:
-                while starts and len(ahead) <= 4 * num_workers:
+                while starts and to_threads and len(ahead) <= 4 * num_workers:
                     ahead.append(executor.submit(several, starts.popleft()))
-                done = ahead.popleft().result()
+                    to_threads -= 1
+                if ahead:
+                    done = ahead.popleft().result()
+                else:
+                    began = time.perf_counter()
+                    done = several(starts.popleft())
+                    if time.perf_counter() - began > WORTH_A_THREAD * len(done):
+                        to_threads = 32 * num_workers
                 yield from done
                 bar.update(len(done))
     finally:
