@@ -24,6 +24,8 @@ from domainbed import metrics
 from domainbed.algorithms.base import needs_label, reconstruct_with
 from domainbed.datasets.loaders import in_order
 from domainbed.datasets.masks import to_target
+from domainbed.datasets.prepare import Images
+from domainbed.engine import Engine
 from domainbed.objectives.rows import keyed
 
 #: Of the noise in evaluations; any constant, the same wherever figures are to be compared.
@@ -139,7 +141,7 @@ def evaluate(
     )
 
 
-def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_size: int) -> Outputs:
+def evaluate_rows(algorithm: Any, engine: Engine, images: Images, rows: np.ndarray, batch_size: int) -> Outputs:
     """`evaluate` on some rows of `datasets.prepare.Images`, in the engine's precision, with noise of its own.
 
     Each of several processes takes every so many-th batch; all get the whole, in the order of the rows.
@@ -161,7 +163,7 @@ def evaluate_rows(algorithm: Any, engine: Any, images: Any, rows: Any, batch_siz
 
 
 def in_batches(
-    engine: Any, images: Any, rows: Any, batch_size: int, numbers: Iterable[int]
+    engine: Engine, images: Images, rows: np.ndarray, batch_size: int, numbers: Iterable[int]
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield the batches of some rows that have these numbers, in order, on the device; to be closed.
 
@@ -198,19 +200,22 @@ def _answer(algorithm: Any, x: Tensor, y: Tensor) -> Answers:
     return Answers(torch.full((len(y),), -1) if is_mask else y, losses, per_image, probabilities, masks)
 
 
-def majority_mask(images: Any, rows: Any, plane: int, batch_size: int) -> dict[str, Any]:
+def majority_mask(images: Images, rows: np.ndarray, plane: int, batch_size: int) -> dict[str, Any]:
     """Figures of answering every pixel alike: what a segmenter has to beat.
 
     Args:
-        images: of `datasets.prepare.Images`, with masks. rows: of the images that are measured.
+        images: with masks. rows: of those that are measured.
         plane: the answer, from `Images.majority_mask`.
         batch_size: images that are counted at once.
     """
+    assert images.mask_classes is not None, "images without masks have no majority of their pixels"
+    answer = to_target(torch.full((1, 1, 1), plane, dtype=torch.uint8), images.mask_classes)
+    num_classes = len(images.mask_classes.names)
+    one_hot = nn.functional.one_hot(answer, num_classes).movedim(-1, 1) if answer.ndim == 3 else answer
     counts = []
-    for _, target in in_order(images, rows, batch_size):
-        answer = to_target(torch.full((1, 1, 1), plane, dtype=torch.uint8), images.mask_classes)
-        num_classes = len(images.mask_classes.names)
-        one_hot = nn.functional.one_hot(answer, num_classes).movedim(-1, 1) if answer.ndim == 3 else answer
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size]
+        target = images.targets(chosen, images.planes(chosen))
         logits = (one_hot.float() - 0.5).expand(len(target), -1, *target.shape[-2:])  # (B, K, H, W)
         counts.append(metrics.count_pixels(logits, target))
     return metrics.segmentation(metrics.MaskCounts.joined(counts))

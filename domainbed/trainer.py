@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -112,8 +113,8 @@ def train_all_targets(run: Run) -> None:
     """
     with run.engine.alike():  # each checks its target
         trainings = [Training(run, seed, target) for seed in run.seeds for target in run.targets]
-    for training in trainings:
-        training.run()
+    while trainings:
+        trainings.pop(0).run()  # and nothing of it is kept
         write_summary(run)
     result = write_summary(run)
     if result is not None:
@@ -166,9 +167,7 @@ class Training:
         self.best: float | None = None
         self.oracle: float | None = None
         self.saved: tuple[int, Path] | None = None  # the checkpoint that was written last, and its step
-        self.loader = self.make_loader()
-        self.train_rows = np.concatenate([self.loader.rows[environment] for environment in self.sources])
-        self.majority_mask = self.images.majority_mask(self.train_rows)
+        self.make_loader()  # checked now, kept from when it is needed: several trainings of many images wait here
         self.scored = self.choose_selection_environments()
         self.hparams = self.bind_finished_runs()
 
@@ -243,6 +242,21 @@ class Training:
         self.records.log(f"stopped by {stop.asked or 'another process'} after step {step}. Go on with --resume")
         self.engine.wait()  # until it is saved
         raise Interrupted
+
+    @cached_property
+    def loader(self) -> TrainLoader:
+        """Of the training environments."""
+        return self.make_loader()
+
+    @cached_property
+    def train_rows(self) -> np.ndarray:
+        """The rows of the training images of all sources."""
+        return np.concatenate([self.loader.rows[environment] for environment in self.sources])
+
+    @cached_property
+    def majority_mask(self) -> int | None:
+        """`Images.majority_mask` of the training images, whose masks are all read for it."""
+        return self.images.majority_mask(self.train_rows)
 
     def make_loader(self) -> TrainLoader:
         """Return the loader of the training environments."""
@@ -653,7 +667,8 @@ class Training:
         who = who or ["no environment's minibatch alone gives it"]
         return UserError(
             f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: "
-            f"{', '.join(terms)}; {'; '.join(who)}. {saved}Start another run with a lower lr, or with --precision float32"
+            f"{', '.join(terms)}; {'; '.join(who)}. {saved}Start another run with a lower lr, or with --precision "
+            "float32"
         )
 
 
@@ -684,7 +699,10 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a wish that the loop grants between two steps; a second acts at once."""
+    """Turn SIGINT and SIGTERM into a wish that the loop grants between two steps.
+
+    A second SIGINT acts at once. SIGTERM stays a wish however often it comes: schedulers and torchrun repeat it.
+    """
     stop = Stop()
     before: dict[signal.Signals, Any] = {}
 

@@ -115,8 +115,8 @@ class Images:
         if self.masks is None or self.mask_classes is None:
             return None
         pixels = np.zeros(256, np.int64)
-        for row in rows:
-            pixels += np.bincount(self.masks[row].ravel(), minlength=256)
+        for start in range(0, len(rows), 64):
+            pixels += np.bincount(self.masks[rows[start : start + 64]].ravel(), minlength=256)
         pixels[masks.IGNORE] = 0
         if self.mask_classes.exclusive:
             return int(pixels.argmax())
@@ -154,10 +154,10 @@ def check_same_images(path: Path, now: str) -> None:
         return
     names = list(dict.fromkeys(line.partition(",")[0] for line in sorted(set(before) ^ set(after))))
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    what = f"{shown} differ in content, class, group or split, or are there only once" if names else "their order differs"
+    differ = f"{shown} differ in content, class, group or split, or are there only once"
     raise UserError(
-        f"the images are not those that this run began with ({path}): {what}. Put the data back as they were, or start "
-        "another run"
+        f"the images are not those that this run began with ({path}): {differ if names else 'their order differs'}. Put "
+        "the data back as they were, or start another run"
     )
 
 
