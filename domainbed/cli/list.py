@@ -17,14 +17,14 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     for path in arguments.plugin:
         add_plugin(path)
-    if arguments.name:
+    if arguments.name is not None:
         found = settings_of(arguments.name)
     else:
         found = {"algorithms": ALGORITHMS.lines(), "datasets": DATASETS.lines()}
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0
-    width = max(len(name) for names in found.values() for name in names)
+    width = min(36, max(len(name) for names in found.values() for name in names))
     for kind, names in found.items():
         print(f"{kind}:")
         for name, line in names.items():
@@ -33,15 +33,15 @@ def main(argv: list[str]) -> int:
 
 
 def settings_of(name: str) -> dict[str, dict[str, str]]:
-    """Return a name with its line, and its settings, as options, with what each does and its default.
+    """Return a name with its line, and its settings, as key=value, with what each does and its default.
 
     Raises:
         UserError: nothing is called so.
     """
     for registry in (ALGORITHMS, DATASETS):
         if name in registry:
-            from domainbed.cli.configuration import option_help  # not for the names: they are there at once
+            from domainbed.cli.configuration import key_help  # not for the names: they are there at once
 
             cls: Any = registry[name]
-            return {registry.kind: {name: first_line(cls.__doc__)}, "settings": dict(option_help(cls.HParams))}
+            return {registry.kind: {name: first_line(cls.__doc__)}, "settings": dict(key_help(cls.HParams))}
     raise UserError(f"no algorithm and no data set named {name!r}{did_you_mean(name, [*ALGORITHMS, *DATASETS])}")

@@ -16,20 +16,32 @@ def test_every_setting_of_a_name_is_listed(registry, name: str, capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     assert list(found) == [registry.kind, "settings"]
     assert found[registry.kind] == {name: registry.lines()[name]}
-    keys = [option.removeprefix("--").partition(" ")[0] for option in found["settings"]]
+    keys = [setting.partition("=")[0] for setting in found["settings"]]
     assert keys == list(registry[name].HParams.model_fields)
 
 
-def test_a_setting_is_shown_with_what_it_takes_what_it_does_and_its_default(capsys) -> None:
-    assert main(["list", "DR"]) == 0
+@pytest.mark.parametrize(
+    ("name", "setting", "default"),
+    [
+        ("DR", "preprocess=PREPROCESS,PREPROCESS,…", "crop_retina,resize"),
+        ("VAE_DG", "class_balanced=true|false", None),
+        ("VAE_DG", "lr_schedule=constant|cosine|step", "constant"),
+        ("VAE_DG", "weight_decay=X", "0.0"),
+        ("VAE_DG", "kl_anneal_start=N", "0"),
+        ("Folder", "environments=ENVIRONMENT,ENVIRONMENT,…", None),
+    ],
+)
+def test_a_setting_is_shown_as_it_is_written_with_its_default(name: str, setting: str, default, capsys) -> None:
+    assert main(["list", name]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (line,) = (line for line in lines if "--preprocess PREPROCESS …" in line)
-    assert "applied to every image" in line and line.endswith("(default: crop_retina,resize)")
+    (line,) = (line for line in lines if line.split()[0] == setting)
+    assert len(line.split()) > 2 and line.endswith(f"(default: {default})") == (default is not None)
 
 
 def test_a_name_that_is_not_there(capsys) -> None:
     assert main(["list", "VAE_GD"]) == 2
     assert "did you mean 'VAE_DG'" in capsys.readouterr().err
+    assert main(["list", ""]) == 2
 
 
 def test_the_settings_of_a_plug_in(tmp_path, capsys) -> None:
@@ -46,4 +58,4 @@ def test_the_settings_of_a_plug_in(tmp_path, capsys) -> None:
         "        width: int = Field(7, description='of what')\n"
     )
     assert main(["list", "ListedPlugIn", "--plugin", str(path)]) == 0
-    assert "--width N" in (out := capsys.readouterr().out) and "of what (default: 7)" in out
+    assert "width=N" in (out := capsys.readouterr().out) and "of what (default: 7)" in out
