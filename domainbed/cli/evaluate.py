@@ -61,7 +61,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     exported = arguments.run.suffix == ".safetensors"
     if exported and arguments.checkpoint not in (None, "best"):
         raise UserError(f"{arguments.run} was exported from `best`. Give the run's folder for {arguments.checkpoint!r}")
-    dataset, seen = open_dataset(arguments, config)
+    dataset, seen = open_dataset(arguments, config, meta["classes"])
     if not exported and not (Path(meta["folder"]).parents[1] / "done").exists():
         seen.append(f"the training of target {meta['target']} is not finished")
 
@@ -119,8 +119,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     return finite(result)
 
 
-def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple[Any, list[str]]:
+def open_dataset(arguments: argparse.Namespace, config: dict[str, Any], classes: list[str]) -> tuple[Any, list[str]]:
     """Return the data set of the new images, preprocessed as those of the run, and what its reader must know.
+
+    Args:
+        arguments: the command line. config: of the run. classes: that its model knows.
 
     Raises:
         UserError: no data, an unknown data set or setting.
@@ -135,7 +138,13 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple
     keep = ("image_size", "preprocess", "augment", "group_pattern") if name != config["dataset"] else recorded
     same = {key: recorded[key] for key in keep if key in recorded and key in cls.HParams.model_fields}
     same.pop("environments", None)  # the run's, not the new camera's
-    given = read_arguments(arguments.settings).values
+    words = read_arguments(arguments.settings)
+    if words.name or words.files:
+        raise UserError(
+            f"evaluate takes one run, and settings as key=value, but {str(words.name or words.files[0])!r} is given, "
+            "too. Leave it out"
+        )
+    given = words.values
     resolved = resolve([cls.HParams], [Layer("the run", same), Layer(COMMAND_LINE, given)])
     hparams = resolved.models[cls.HParams]
     if arguments.data_dir is None and name == config["dataset"] and not given:
@@ -149,15 +158,26 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any]) -> tuple
     try:
         return cls(arguments.data_dir, hparams), notes
     except UserError as error:
-        if folder is None or "environments" not in cls.HParams.model_fields or not folder.is_dir():
+        if folder is None or getattr(hparams, "environments", ()) is not None or not folder.is_dir():
             raise
-        try:  # <class>/<image>: one camera
-            single = cls(folder.parent, hparams.model_copy(update={"environments": [folder.name]}))
-        except UserError as fault_of_camera:
-            raise (fault_of_camera if isinstance(error, OneEnvironment) else error) from None
+        if not isinstance(error, OneEnvironment) and not holds_classes(folder, classes):
+            raise
+        # <class>/<image>: one camera; what is wrong with it is its own fault
+        single = cls(folder.parent, hparams.model_copy(update={"environments": [folder.name]}))
         if name == config["dataset"] and str(folder.parent) == str(config["data_dir"]):
             notes.append("this is an environment of the run itself; its figures are new only if it was left out")
         return single, notes
+
+
+def holds_classes(folder: Path, classes: list[str]) -> bool:
+    """Whether the folders in a folder, or in its split folders, are all called like classes or grades."""
+    from domainbed.datasets.folder import folders_in
+    from domainbed.datasets.labels import grade
+    from domainbed.datasets.splits import spelled
+
+    tops = folders_in(folder)
+    names = {name for top in tops for name in (folders_in(folder / top) if spelled(top) else [top])}
+    return bool(names) and all(name in classes or grade(name) is not None for name in names)
 
 
 def translate(labels: "np.ndarray", classes: list[str], known: list[str]) -> "np.ndarray":

@@ -345,6 +345,21 @@ def test_evaluate_says_what_is_missing(train, photographs: Path, capfd, tmp_path
     shutil.copytree(photographs / "camera1", tmp_path / "one_camera")
     (tmp_path / "one_camera" / "2").rename(tmp_path / "one_camera" / "blurred")
     refused(evaluate(capfd, exported, "--data_dir", tmp_path / "one_camera"), "'blurred'", "'one_camera' is no grade")
+    refused(evaluate(capfd, exported, tmp_path, "--data_dir", photographs), "one run", str(tmp_path))
+    refused(evaluate(capfd, exported, "--data_dir", photographs, "more.yaml"), "more.yaml")
+    with_filter = ["--data_dir", photographs / "camera1", "environments=camera1"]
+    refused(evaluate(capfd, exported, *with_filter), "no environment 'camera1'")
+
+
+def test_evaluate_takes_no_camera_for_a_class(train, photographs: Path, capfd) -> None:
+    """A model without labels knows any class: what is wrong with two cameras must not make them one."""
+    status, _, err = train("any", "--dataset", "Folder", "--algorithm", "AE", "--data_dir", photographs, *RUN)
+    assert status == 0, err
+    folder = Path("results/train_output/Folder/any")
+    shutil.copy(photographs / "camera1" / "0" / "00.png", photographs / "camera1" / "stray.png")
+    refused(evaluate(capfd, folder, "--data_dir", photographs), "camera1", "stray.png")
+    status, out, _ = evaluate(capfd, folder, "--data_dir", photographs / "camera2")
+    assert status == 0 and "camera2: 24 images" in out
 
 
 def test_evaluate_on_images_without_labels(train, photographs: Path, capfd, tmp_path: Path) -> None:
