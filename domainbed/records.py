@@ -91,7 +91,9 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.results = folder, folder / "results.jsonl"
-        self._log = open(folder / "log.txt", "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
+        self._log = open(  # noqa: SIM115  (closed by `close`)
+            folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace"
+        )
         self._quiet = False
 
     def log(self, text: str = "") -> None:
@@ -140,14 +142,17 @@ class Records:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return all whole records of a results.jsonl, none where there is no file; a line that a kill cut is left out."""
+    """Return all whole records of a results.jsonl, none where there is no file.
+
+    A line that a kill or the disk has damaged is left out.
+    """
     records = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and "kind" in record:
+                    records.append(record)
     return records
 
 

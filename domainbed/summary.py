@@ -206,7 +206,7 @@ class Summary:
         """Write summary.md, .csv and .json; a reader sees the old file or the new one, never half of it."""
         for suffix, content in (("md", self.markdown()), ("csv", self.csv()), ("json", self.json())):
             partial = folder / f".summary.{suffix}.partial"
-            partial.write_text(content, encoding="utf-8")
+            partial.write_text(content, encoding="utf-8", errors="backslashreplace")  # of names that are no text
             os.replace(partial, folder / f"summary.{suffix}")
 
     def _title(self) -> str:

@@ -638,6 +638,22 @@ def test_going_on_with_other_images_is_refused_by_name(train, photographs: Path)
     assert train("moved", "--resume", "--data_dir", moved)[0] == 0
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take names in UTF-8 alone")
+def test_a_file_whose_name_is_no_text_is_an_image_like_another(train, photographs: Path) -> None:
+    odd = os.path.join(os.fsencode(photographs), b"camera1", b"0", b"caf\xe9.png")
+    os.rename(photographs / "camera1/0/00.png", odd)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        assert train("odd", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 130
+    assert train("odd", "--resume")[0] == 0
+    assert b"camera1/0/caf\xe9.png," in (run_folder("odd") / "images.csv").read_bytes()
+    assert domainbed.cli.main(["report", "--quick", str(run_folder("odd"))]) == 0
+    with open(odd, "wb") as file:
+        file.write(b"no image")
+    status, _, err = train("unreadable", "--data_dir", photographs, *SHORT)
+    assert status == 2 and "1 of 72 images can't be read" in err and "camera1/0/caf" in err
+
+
 def test_a_table_whose_rows_and_columns_were_put_in_another_order_is_the_same_run(
     train, photographs_with_masks: Path
 ) -> None:

@@ -51,17 +51,18 @@ def digests(run: RecordedRun) -> dict[tuple[str, str], str]:
     """
     lines: dict[tuple[str, str], list[str]] = defaultdict(list)
     try:
-        with open(run.folder / "images.csv", encoding="utf-8", newline="") as file:
+        with open(run.folder / "images.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
             for row in csv.DictReader(file):
                 line = "\t".join([row["image"], row["class"], row["content"], row.get("masks") or ""])
                 for part in (row["split"], "whole"):
                     lines[row["environment"], part].append(line)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise UserError(
             f"{run.folder}/images.csv can't be read ({error}), so nobody knows which images the figures are of. Leave "
             "this run out"
         ) from None
-    return {key: hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest() for key, found in lines.items()}
+    texts = {key: "\n".join(sorted(found)).encode(errors="surrogateescape") for key, found in lines.items()}
+    return {key: hashlib.sha256(text).hexdigest() for key, text in texts.items()}
 
 
 def why_not(metric: str, one: RecordedRun, other: RecordedRun) -> str | None:

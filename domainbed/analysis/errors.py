@@ -266,7 +266,7 @@ def _write_csv(path: Path, run: OpenedRun, answers: Mapping[str, Answers]) -> No
     lines = [_in_words(run, one, index) for one in answers.values() for index in range(len(one.rows))]
     with explain_os_errors(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines)

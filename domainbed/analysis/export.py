@@ -103,7 +103,7 @@ def analyse(
     }  # fmt: skip
     text = card.text(found, about, config, meta, recorded(path))
     with explain_os_errors(f"writing {folder}"):
-        (folder / card.NAME).write_text(text, encoding="utf-8")
+        (folder / card.NAME).write_text(text, encoding="utf-8", errors="backslashreplace")
     return found
 
 

@@ -105,6 +105,8 @@ def _interrupt(number: int, frame: Any) -> None:
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command; a user's mistake is one message and status 2, an interrupt status 130, a bug its traceback."""
+    with suppress(AttributeError):  # where something else stands in for the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name of a file may be no text
     before, thresholds = None, gc.get_threshold()
     gc.set_threshold(GARBAGE_THRESHOLD)
     with suppress(ValueError):  # not in the main thread, where signals are another's business

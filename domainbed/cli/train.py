@@ -407,8 +407,8 @@ def find_environment(text: str, environments: list[str]) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of the run's folder, atomically."""
+    """Write a file of the run's folder, atomically; names of files that are no text are kept byte by byte."""
     with explain_os_errors(f"writing {path}"):
         new = path.with_name(f".{path.name}.new")
-        new.write_text(text, encoding="utf-8")
+        new.write_text(text, encoding="utf-8", errors="surrogateescape")
         os.replace(new, path)

@@ -144,7 +144,7 @@ class Images:
 def check_same_images(path: Path, now: str) -> None:
     """Raise `UserError` where a run would go on with other images, classes or splits than it began with."""
     try:
-        before = path.read_text(encoding="utf-8").splitlines()
+        before = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}; it says which images the run began with. Start another run"
@@ -156,8 +156,8 @@ def check_same_images(path: Path, now: str) -> None:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     differ = f"{shown} differ in content, class, group or split, or are there only once"
     raise UserError(
-        f"the images are not those that this run began with ({path}): {differ if names else 'their order differs'}. Put "
-        "the data back as they were, or start another run"
+        f"the images are not those that this run began with ({path}): {differ if names else 'their order differs'}. "
+        "Put the data back as they were, or start another run"
     )
 
 

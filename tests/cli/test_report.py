@@ -33,6 +33,16 @@ def test_of_several_trainings_the_page_says_which_one_it_shows(tmp_path: Path, c
         assert f"of the training with target {target}, seed 0" in (tmp_path / "page.html").read_text()
 
 
+def test_what_the_disk_has_damaged_is_left_out(folder: Path, capsys) -> None:
+    (folder / "summary.json").write_text("")
+    (folder / "images.csv").write_text("image,environment,split\nx")
+    with (folder / "results.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe{"kind"\n[1, 2]\n')
+    assert cli.main(["report", str(folder), "--quick"]) == 0
+    assert "Yes:" in capsys.readouterr().out
+    assert "images.csv is damaged" in (folder / "analysis" / "report" / "report.html").read_text()
+
+
 def test_out_is_a_file_or_a_folder_and_several_runs_have_one_page(
     folder: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:

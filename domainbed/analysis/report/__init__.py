@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def write(
     summary = "".join(map(_summary, runs, names, shown, answers, findings))
     content.insert(0, ("summary", "Summary", summary))
     title = f"Report: {', '.join(names)}" if len(names) < 4 else f"Report of {len(names)} runs"
-    text = html.page(title, content, data).encode()
+    text = html.page(title, content, data).encode(errors="backslashreplace")
     with explain_os_errors(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text)
@@ -105,7 +106,9 @@ def _summary(
     if ended < len(run.trainings):
         notes.insert(0, f"Unfinished: {ended} of {len(run.trainings)} trainings have ended.")
     recorded = run.folder / "summary.json"
-    about = json.loads(recorded.read_text(encoding="utf-8"))["run"] if recorded.is_file() else {}
+    about: dict[str, Any] = {}
+    with suppress(OSError, ValueError, KeyError):  # the command alone is lost
+        about = json.loads(recorded.read_text(encoding="utf-8"))["run"]
     targets = [target for target in compare.targets_of(run) if target != "none"]
     config = run.config
     text = f"<h3>{html.escape(name)}</h3>\n" + html.paragraphs(list(dict.fromkeys(notes)), "note")
@@ -127,10 +130,13 @@ def _summary(
 def _data(run: RecordedRun) -> str:
     """How many images of which environment were in which split."""
     try:
-        with open(run.folder / "images.csv", encoding="utf-8", newline="") as file:
-            counts = Counter((row["environment"], row["split"]) for row in csv.DictReader(file))
+        with open(run.folder / "images.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            found = [(row.get("environment"), row.get("split")) for row in csv.DictReader(file)]
     except OSError:
-        return html.paragraphs(["Which images it learnt from was not recorded."], "note")
+        found = []
+    if not found or not all(map(all, found)):
+        return html.paragraphs(["Which images it learnt from was not recorded, or images.csv is damaged."], "note")
+    counts = Counter((str(environment), str(split)) for environment, split in found)
     splits = [split for split in ("train", "val", "test") if any(key[1] == split for key in counts)]
     targets = {target for _, target in run.trainings}
     left_out = targets.pop().split("+") if len(targets) == 1 else []
