@@ -39,7 +39,9 @@ def explain_os_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "The disk is full. Free some space and run it again, a training with --resume"
+            advice = (
+                "The disk is full. Free some space and run it again; a training that was saved goes on with --resume"
+            )
         elif error.errno in _NO_FOLDER:
             advice = "The folder can't be made or written. Change its permissions, --results_dir or --out"
         else:

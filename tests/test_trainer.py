@@ -314,6 +314,7 @@ def test_what_train_subset_left_out_is_recorded(train, photographs: Path) -> Non
 def test_train_subset_asks_for_no_more_than_there_is_unless_it_is_told_to(train, photographs: Path) -> None:
     status, out, _ = train("few", "--data_dir", photographs, *SHORT, script="train_subset")
     assert status == 0 and "few: VAE_DG on DR, 24 images of each environment" in out
+    assert "! 24 images of each environment are taken, because camera" in out
     config = (run_folder("few") / "config.yaml").read_text()
     assert "subset_size: 24  # automatic, train_subset" in config
     status, _, err = train("more", "--data_dir", photographs, "--subset_size", "100", *SHORT, script="train_subset")

@@ -80,7 +80,7 @@ def inspect(stores: list[Any], clear: bool, num_workers: int, as_json: bool, whe
         one = described(store)
         if clear:
             store.clear()
-        else:
+        elif store.is_known:
             one["images"], one["damaged"] = store.check(num_workers)
         found.append(one)
     done = "deleted" if clear else "checked"
@@ -91,14 +91,18 @@ def inspect(stores: list[Any], clear: bool, num_workers: int, as_json: bool, whe
         print(f"{done}: {size_text(sum(one['bytes'] for one in found))}")
     else:
         print(f"no decoded images in {where}")
-    damaged = sum(one.get("damaged", 0) for one in found)
+    damaged, unknown = sum(one.get("damaged", 0) for one in found), not all(store.is_known for store in stores)
     if damaged and not as_json:
         print(f"{damaged} images are damaged: the next run decodes them again. Several mean that the disk is failing")
-    return 1 if damaged else 0
+    if unknown and not clear and not as_json:
+        print("where about.json is damaged nothing was checked: the next run that reads there writes it again")
+    return 1 if damaged or (unknown and not clear) else 0
 
 
 def described(store: Any) -> dict[str, Any]:
-    """What there is to say of a store, for programs."""
+    """What there is to say of a store, for programs; of one that is not known, its folder and size."""
+    if not store.is_known:
+        return {"folder": str(store.folder), "bytes": store.num_bytes}
     return {
         "folder": str(store.folder),
         "data_set": store.about["data set"][0],
@@ -111,6 +115,8 @@ def described(store: Any) -> dict[str, Any]:
 
 def line_of(found: dict[str, Any]) -> str:
     """What `described` returned, for people."""
+    if "images" not in found:
+        return f"{found['folder']}: about.json is damaged, {size_text(found['bytes'])}"
     damaged = f"{found['damaged']} damaged, " if "damaged" in found else ""
     how = ", ".join([f"{found['image_size']} px", *found["preprocess"], size_text(found["bytes"])])
     return f"{found['folder']}: {found['images']} images, {damaged}{how}"

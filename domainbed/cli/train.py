@@ -112,7 +112,7 @@ def find_run(name: str, arguments: Arguments) -> Path:
     stopped = [path for path in folders if not begun(path)]
     if not found and stopped:
         raise UserError(
-            f"the run {stopped[0]} was stopped before training began, so there is nothing to go on with. Start it "
+            f"the run {stopped[0]} was stopped before anything was saved, so there is nothing to go on with. Start it "
             "again without --resume"
         )
     if not found:
@@ -315,9 +315,14 @@ def resolve_automatic(
         "precision": engine.precision,
         "test_envs": [",".join(dataset.environments[environment] for environment in target) for target in targets],
     }
-    if sources.get("subset_size") == SUBSET_LAYER:  # nobody asked for so many: the smallest environment will do
-        sizes = Counter(sample.environment for sample in dataset.samples)
-        changed["subset_size"] = min(SUBSET_SIZE, *sizes.values())
+    if sources.get("subset_size") == SUBSET_LAYER:  # nobody asked for so many: as many as the smallest has will do
+        ((smallest, size),) = Counter(sample.environment for sample in dataset.samples).most_common()[-1:]
+        if size < SUBSET_SIZE:
+            changed["subset_size"] = size
+            notes.append(
+                f"{size} images of each environment are taken, because {dataset.environments[smallest]} has no more. "
+                "train_all takes all; --subset_size and environments choose otherwise"
+            )
     settings = settings.model_copy(update=changed)
     if configuration.algorithm.needs_masks:
         hparams = hparams.model_copy(update={"output": mask_output(hparams.output, dataset.chosen_masks())})

@@ -180,8 +180,12 @@ def pack(
     store = Store.of(dataset, mask_classes, cache_dir)
     with digests_remembered_in(cache_dir / "digests"):
         source.look(num_workers)
-        places = store.find(source.keys, report)
-        with store.locked(report) if store.may_write and source.missing(places) else contextlib.nullcontext():
+        for fault in (faults := store.faults()):
+            report(f"{store.folder} is damaged: {fault}")
+        to_write = store.may_write and (faults or source.missing(store.find(source.keys)))
+        with store.locked(report) if to_write else contextlib.nullcontext():
+            if faults and to_write:
+                store.mend()
             places = store.find(source.keys)  # another process may have decoded what was missing
             if found := int((places >= 0).sum()):
                 report(f"found {found} decoded images in {store.folder}")
@@ -308,7 +312,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        self.folder, self.about = folder, about
+        self.folder, self.about = folder, json.loads(json.dumps(about))  # as it is read again
         #: Shape of one row in each of the store's files.
         self.row_shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in about["rows"].items()}
         #: Bytes of one row in each of them.
@@ -328,17 +332,18 @@ class Store:
             "masks": [mask_classes.names, mask_classes.exclusive] if mask_classes else None,
             "rows": {ROWS: (height, width, channels), **({MASKS: (height, width)} if mask_classes else {})},
         }
-        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-        return cls(cache_dir / f"{name}-{key[:16]}", about)
+        return cls(cache_dir / f"{name}-{_digest(about)}", about)
 
     @classmethod
     def all(cls, cache_dir: Path) -> "list[Store]":
-        """Return the stores in a folder."""
-        found = []
-        for path in sorted(cache_dir.glob(f"*/{ABOUT}")):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found.append(cls(path.parent, json.loads(path.read_text(encoding="utf-8"))))
-        return found
+        """Return the stores in a folder, also those of which nobody can tell any more what they hold."""
+        folders = {path.parent for name in (ABOUT, INDEX, ROWS) for path in cache_dir.glob(f"*/{name}")}
+        return [cls(folder, _about(folder) or {"rows": {}}) for folder in sorted(folders)]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether about.json says what the rows are; where it does not, the store can be cleared and no more."""
+        return bool(self.row_shapes)
 
     @property
     def row_bytes(self) -> int:
@@ -362,11 +367,25 @@ class Store:
         """Return how many rows the index names beyond `records()`, because a file was cut short."""
         return max(0, self._size(INDEX) // _RECORD.itemsize - len(records))
 
-    def find(self, keys: np.ndarray, report: Callable[[str], None] = lambda line: None) -> np.ndarray:
-        """Return (M,) int64 row of each key (M, 2), -1 where there is none; report a store that was cut short."""
-        records = self.records()
+    def faults(self) -> list[str]:
+        """Return what is wrong with a store that is there, but for single rows, in words."""
+        if not self.folder.is_dir():
+            return []
+        found, records = [], self.records()
         if lost := self.lost(records):
-            report(f"{self.folder} is damaged: {lost} images are not there whole. Decoding them again")
+            found.append(f"{lost} images are not there whole, and are decoded again when they are wanted")
+        if len(records) and _about(self.folder) != self.about:
+            found.append(f"{ABOUT} is not what it was, and is written again")
+        return found
+
+    def mend(self) -> None:
+        """Take out what is not there whole, and write about.json. Whoever calls holds the lock."""
+        with contextlib.suppress(OSError), _Writer(self):  # where that can't be, every run finds out anew
+            pass  # it begins behind what is whole
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """Return (M,) int64 row of each key (M, 2), -1 where there is none."""
+        records = self.records()
         if not len(records):
             return np.full(len(keys), -1, dtype=np.int64)
         order = np.argsort(records["head"], kind="stable")
@@ -488,6 +507,21 @@ class Store:
             return 0
 
 
+def _about(folder: Path) -> Any:
+    """Return what about.json of a store says; None where it is missing, damaged, or of another version."""
+    try:
+        found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    made_here = folder.name.endswith(f"-{_digest(found)}") and found["format"] == FORMAT
+    return found if made_here else None
+
+
+def _digest(about: dict[str, Any]) -> str:
+    """Return what the name of a store's folder ends in."""
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+
 def _in_use(records: np.ndarray) -> np.ndarray:
     """Return the places of records that were not marked as damaged."""
     return np.flatnonzero(records != np.zeros((), _RECORD))
@@ -509,9 +543,11 @@ class _Writer:
     def __enter__(self) -> "_Writer":
         folder = self.store.folder
         folder.mkdir(exist_ok=True)
-        if not (folder / ABOUT).exists():
+        if _about(folder) != self.store.about:
             draft = folder / f".{ABOUT}"
-            draft.write_text(json.dumps(self.store.about, indent=1), encoding="utf-8")
+            with draft.open("w", encoding="utf-8") as about:
+                about.write(json.dumps(self.store.about, indent=1))
+                _flush(about)
             os.replace(draft, folder / ABOUT)
         for name, row_bytes in (self.store.sizes | {INDEX: _RECORD.itemsize}).items():
             (folder / name).touch()

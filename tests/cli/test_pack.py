@@ -63,6 +63,36 @@ def test_check_and_clear(photographs: Path, cache: Path, capfd) -> None:
     assert pack("--check") == 0 and "no decoded images in" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("damage", [lambda text: "", lambda text: text.replace("16", "17", 1)], ids=["cut", "flipped"])
+def test_a_pack_of_which_nobody_knows_what_it_holds(damage, photographs: Path, cache: Path, capfd) -> None:
+    assert pack("--data_dir", photographs, "image_size=16") == 0
+    (about,) = cache.glob("*/about.json")
+    before = about.read_text()
+    about.write_text(damage(before))
+    capfd.readouterr()
+    assert pack("--check") == 1
+    out = capfd.readouterr().out
+    assert f"{about.parent}: about.json is damaged" in out and "no decoded images" not in out
+    assert pack("--data_dir", photographs, "image_size=16") == 0
+    out = capfd.readouterr().out
+    assert "is written again" in out and "decoded 0" not in out and "found 72 decoded images" in out
+    assert about.read_text() == before and pack("--check") == 0
+    about.write_text(damage(before))
+    assert pack("--clear") == 0 and list(cache.glob("*/rows.u8")) == []
+
+
+def test_rows_that_are_lost_are_said_once(photographs: Path, cache: Path, capfd) -> None:
+    assert pack("--data_dir", photographs, "image_size=16") == 0
+    (index,) = cache.glob("*/index")
+    with index.open("ab") as file:
+        file.write(b"x" * 24 * 4)  # four records without rows
+    for times in (1, 0):
+        capfd.readouterr()
+        assert pack("--data_dir", photographs, "image_size=16") == 0
+        out = capfd.readouterr().out
+        assert out.count("4 images are not there whole") == times and "found 72 decoded images" in out
+
+
 def test_a_subset_is_packed_as_a_run_takes_it(train, photographs: Path, cache: Path, capfd) -> None:
     assert pack("--data_dir", photographs, "image_size=16", "subset_size=10") == 0
     assert "decoded 30 images" in capfd.readouterr().out

@@ -257,7 +257,7 @@ def test_a_pack_that_was_cut_short_is_reported(folder: Path, tmp_path: Path) -> 
     (path,) = packs(tmp_path / "cache")
     _cut("rows.u8", 5 * ROW)(path)
     _, reports = build(Folder(folder), tmp_path / "cache")
-    assert reports[0] == f"{path} is damaged: 2 images are not there whole. Decoding them again"
+    assert reports[0] == f"{path} is damaged: 2 images are not there whole, and are decoded again when they are wanted"
 
 
 @pytest.mark.parametrize(
