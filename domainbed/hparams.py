@@ -52,13 +52,15 @@ Fraction = Annotated[float, _NUMBER, Field(gt=0, lt=1), Kind("a fraction between
 
 
 def names_in(known: Iterable[str]) -> AfterValidator:
-    """A check that every name of a list is one of `known`: `Annotated[Names, names_in(known)]`."""
+    """A check that each name of a list is one of `known`, and there once: `Annotated[Names, names_in(known)]`."""
     known = tuple(known)
 
     def check(values: list[str]) -> list[str]:
         unknown = [value for value in values if value not in known]
         if unknown:
             raise ValueError(f"no {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"{twice[0]!r} stands there twice. Name it once")
         return values
 
     return AfterValidator(check)

@@ -39,7 +39,7 @@ DIFFERENCE_GAIN = 3
 MIN_TILE_PX = 96
 #: Of the PNG files. Level 6, Pillow's default, takes 2.7 times as long for photographs that are 5 % smaller.
 COMPRESS_LEVEL = 1
-SPLITS = ("train", "val")
+SHOWN_SPLITS = ("train", "val")
 #: Of the classes of a mask but for the background, in order: the colours of Okabe & Ito 2008, for the colour-blind too.
 COLOURS = (
     (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (0, 114, 178), (213, 94, 0), (230, 159, 0),
@@ -91,7 +91,7 @@ def answers(algorithm: Algorithm, engine: Engine, images: Images, batch_size: in
     encodes = isinstance(algorithm, (Posterior, Encoder))
     if not draws and not encodes:
         return
-    splits = SPLITS if draws else ("val",)
+    splits = SHOWN_SPLITS if draws else ("val",)
     places = [
         (environment, split, rows)
         for environment in range(len(images.environments))

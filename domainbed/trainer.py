@@ -511,14 +511,14 @@ class Training:
         for name, path in found.items():
             self.board.picture(f"confusion/{name}", path, step)
 
-    def in_batches(self, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def on_device(self, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield some images, (B, C, H, W) in [0, 1] on the device, not augmented, and their labels or masks."""
         for x, y in in_order(self.images, rows, self.settings.eval_batch_size):
             yield self.engine.to_device(x), y
 
     def training_images(self) -> Iterator[torch.Tensor]:
-        """Yield the training images of all sources once, as `in_batches` does."""
-        return (x for x, _ in self.in_batches(self.train_rows))
+        """Yield the training images of all sources once, as `on_device` does."""
+        return (x for x, _ in self.on_device(self.train_rows))
 
     def trivial_answers(self) -> dict[str, Callable[[np.ndarray], dict[str, Any]]]:
         """What needs no model, of the kinds that this algorithm gives: by protocol, what figures some rows have."""
@@ -535,7 +535,7 @@ class Training:
             told = needs_label(self.algorithm)
 
             def by_class(rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-                for x, y in self.in_batches(rows):
+                for x, y in self.on_device(rows):
                     yield x, y if told else torch.zeros(len(x), dtype=torch.long)
 
             mean = evaluator.mean_images(by_class(self.train_rows), len(images.classes) if told else 1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -138,6 +139,31 @@ def test_noise_belongs_to_the_image(name):
     assert {key: (halves[0][key] + halves[1][key]) / 2 for key in whole} == pytest.approx(whole, rel=1e-5)
     run.images.contents = [f"another {content}" for content in run.images.contents]
     assert losses(rows, 24)["total_loss"] != pytest.approx(whole["total_loss"], rel=1e-5), "noise that is no noise"
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 64])
+def test_batches_that_are_dealt_out_to_processes_come_back_in_order(batch_size, monkeypatch):
+    images, algorithm, rows = graded(side=16), Everything(), np.random.default_rng(0).permutation(24)
+    whole = evaluate_rows(algorithm, Engine("cpu", "float32"), images, rows, batch_size)
+    sent: dict[int, list] = {}
+    for process in (2, 1, 0):  # the last one to answer is told what the others had
+
+        def gathered(objects, process=process):
+            sent[process] = objects
+            return [one for other in sorted(sent) for one in sent[other]]
+
+        engine = Engine("cpu", "float32")
+        engine.process, engine.num_processes = process, 3
+        monkeypatch.setattr(engine, "gathered", gathered)
+        monkeypatch.setattr(engine, "share_statistics", lambda: None)
+        with suppress(ValueError):  # of the others, which have less than all
+            found = evaluate_rows(algorithm, engine, images, rows, batch_size)
+    assert sum(map(len, sent.values())) == -(-len(rows) // batch_size)
+    assert found.groups == whole.groups and torch.equal(found.labels, whole.labels)
+    assert torch.equal(found.probabilities, whole.probabilities) and found.losses == whole.losses
+    assert all(torch.equal(found.per_image[name], values) for name, values in whole.per_image.items())
+    intervals = [figures(one, ordinal=True, intervals=True)["intervals"] for one in (found, whole)]
+    assert intervals[0] == intervals[1] and intervals[0]
 
 
 def test_an_evaluation_that_fails_takes_its_noise_with_it():

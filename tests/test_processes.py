@@ -54,7 +54,8 @@ def run(tmp_path: Path, photographs: Path):
     settings = [
         "--plugin", plugin, "--algorithm", "Faulty", "--data_dir", photographs, "--test_envs", "0", "--steps", "8",
         "--checkpoint_freq", "4", "--recon_freq", "0", "--tb_freq", "1", "batch_size=4", "noise=0.3", "image_size=16",
-        "--device", "cpu", "--precision", "float32", "augment=horizontal_flip", "optimizer=sgd", "lr=0.01",
+        "--device", "cpu", "--precision", "float32", "--eval_batch_size", "3", "augment=horizontal_flip",
+        "optimizer=sgd", "lr=0.01",
     ]  # fmt: skip
 
     def start(
@@ -90,6 +91,8 @@ def assert_same_figures(found: list[dict], expected: list[dict]) -> None:
             assert one["n"] == other["n"]
             for metric, value in other["metrics"].items():
                 assert one["metrics"][metric] == pytest.approx(value, rel=1e-3), metric
+            for metric, bounds in other.get("intervals", {}).items():
+                assert one["intervals"][metric] == pytest.approx(bounds, rel=1e-3), metric
 
 
 def test_two_processes_make_the_same_run_and_either_goes_on_with_it(run, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class AugmentParams:
 
 
 class Augment:
-    """Apply the named random changes, in order, to each image with parameters of its own.
+    """Apply the named random changes to each image with parameters of its own: geometry as named, then colours.
 
     crop_scale: a random crop, enlarged to the image.
     horizontal_flip, vertical_flip: or not, with equal probability.

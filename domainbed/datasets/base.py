@@ -78,7 +78,7 @@ class Dataset:
             ["resize"], description=f"applied to every image of every split, in order: {', '.join(PREPROCESSINGS)}"
         )
         augment: Annotated[Names, names_in(AUGMENTATIONS)] = Field(
-            [], description=f"applied to training images only, in order: {', '.join(AUGMENTATIONS)}"
+            [], description=f"applied to training images only, as named, colours last: {', '.join(AUGMENTATIONS)}"
         )
         mask_kinds: Names | None = Field(
             None, description="kinds of masks that a segmenter learns, of those that there are; null for all"

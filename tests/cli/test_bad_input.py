@@ -85,6 +85,7 @@ def test_one_class_is_nothing_to_classify(train, photographs: Path) -> None:
         (["--holdout_fraction", "1.5"], ["is not a fraction between 0 and 1"]),
         (["--precision", "fp8"], ["is not one of auto, float32, bf16"]),
         (["augment=sideways"], ["no 'sideways'", "crop_scale"]),
+        (["augment=color_jitter,shift,color_jitter"], ["'color_jitter' stands there twice"]),
         (["model=resnet5O"], ["no model named 'resnet5O'", "resnet50"]),
         (["pretrained=/no/such/file.pth"], ["there is no file /no/such/file.pth"]),
         (["freeze_bn=true"], ["freeze_bn", "random weights"]),

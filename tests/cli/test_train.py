@@ -46,8 +46,8 @@ def test_a_run_killed_while_images_are_decoded_has_not_begun(train, photographs:
     status, _, err = train("killed", "--resume")
     assert status == 2
     assert err == (
-        f"error: the run {folder} was stopped before training began, so there is nothing to go on with. Start it again "
-        "without --resume\n"
+        f"error: the run {folder} was stopped before anything was saved, so there is nothing to go on with. Start it "
+        "again without --resume\n"
     )
     Path("mended").touch()
     assert train(*arguments)[0] == 0
