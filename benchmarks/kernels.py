@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from domainbed.cli import positive
-from domainbed.engine import keep_freed_memory
+from domainbed.machine import keep_freed_memory
 
 #: Channels, groups, and the side of the images.
 GROUP_NORMS = [(16, 8, 224), (32, 8, 112), (64, 8, 56), (128, 8, 28), (64, 64, 112), (256, 256, 28)]

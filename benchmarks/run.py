@@ -42,8 +42,8 @@ from paired import (
 )
 
 from domainbed.cli import positive
-from domainbed.datasets.prepare import default_num_workers
 from domainbed.errors import UserError
+from domainbed.machine import default_num_workers
 
 SCRIPT = Path(__file__).resolve()
 TRAIN_ALL = SCRIPT.parents[1] / "train_all.py"

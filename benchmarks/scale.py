@@ -37,10 +37,11 @@ from domainbed.cli import positive
 from domainbed.datasets.augment import Augment
 from domainbed.datasets.folder import Folder
 from domainbed.datasets.loaders import ReadAhead, TrainLoader
-from domainbed.datasets.prepare import default_num_workers, prepare
+from domainbed.datasets.prepare import prepare
 from domainbed.datasets.threads import in_threads
 from domainbed.engine import Engine
 from domainbed.errors import UserError
+from domainbed.machine import default_num_workers
 
 SCRIPT = Path(__file__).resolve()
 ENVIRONMENTS, CLASSES, SIZE, BATCH_SIZE = 4, 2, 24, 16

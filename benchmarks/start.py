@@ -29,8 +29,8 @@ from pathlib import Path
 from paired import AUGMENT, WORKERS, Plain, PlainTraining, export, guarded_by, in_turn, parser, record, timed, vae_dg
 
 from domainbed.cli import positive
-from domainbed.datasets.prepare import default_num_workers
 from domainbed.errors import UserError
+from domainbed.machine import default_num_workers
 
 SCRIPT = Path(__file__).resolve()
 CHECKOUT = SCRIPT.parents[1]

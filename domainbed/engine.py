@@ -9,7 +9,6 @@ The batch of a step may be computed in parts: each of several processes (started
 environment's images, and cuts that into `accumulate` pieces. The step is the same in however many parts (`rows`).
 """
 
-import ctypes
 import gc
 import json
 import os
@@ -33,8 +32,8 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm, Gradients, Minibatch, move, parameters_of, take_gradients
-from domainbed.datasets.prepare import default_cache_dir
 from domainbed.errors import UserError
+from domainbed.machine import default_cache_dir, keep_freed_memory
 from domainbed.objectives import rows, schedules
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|_ALLOC_FAILED")
@@ -597,19 +596,6 @@ def _normalise(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     if x.dtype != torch.bfloat16 or x.ndim != 4:
         return type(norm).forward(norm, x)
     return type(norm).forward(norm, x.contiguous()).contiguous(memory_format=torch.channels_last)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep memory that is freed, instead of giving it back to the system at once.
-
-    A training step allocates and frees gigabytes. What is given back is cleared and mapped anew by the next step, a
-    sixth of the time of a ResNet-50's on a CPU (docs/performance.md); kept, it costs a tenth more memory. glibc alone.
-    """
-    max_mappings, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(max_mappings, 0)
-        libc.mallopt(trim_threshold, -1)
 
 
 def resolve_precision(precision: str, on_cpu: bool) -> str:

@@ -22,11 +22,12 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.analysis import CHOICES
 from domainbed.analysis.recorded import dataset_settings
 from domainbed.datasets.base import Dataset
-from domainbed.datasets.prepare import Images, check_same_images, default_cache_dir, default_num_workers, prepare
+from domainbed.datasets.prepare import Images, check_same_images, prepare
 from domainbed.datasets.splits import SPLITS, TRAIN
 from domainbed.engine import Engine
 from domainbed.errors import UserError
 from domainbed.evaluator import NOISE_SEED, in_batches
+from domainbed.machine import default_cache_dir, default_num_workers
 
 
 @dataclass

@@ -30,12 +30,12 @@ from domainbed import checkpoint, metrics
 from domainbed.analysis.exported import About, Graph, about_model, check_choice, outputs_of, read_about, reader, runner
 from domainbed.datasets.folder import images_below
 from domainbed.datasets.images import UnreadableImage, read_image
-from domainbed.datasets.prepare import default_num_workers
 from domainbed.datasets.preprocess import Preprocess
 from domainbed.datasets.threads import in_threads
 from domainbed.engine import Engine
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.evaluator import NOISE_SEED
+from domainbed.machine import default_num_workers
 from domainbed.reconstructions import COLOURS
 
 #: Of `exported.OUTPUTS`, what a row is made of.

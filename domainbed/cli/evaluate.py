@@ -51,8 +51,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     from domainbed import checkpoint, evaluator, metrics
     from domainbed.algorithms.base import Predictor
     from domainbed.datasets.base import UNLABELLED
-    from domainbed.datasets.prepare import default_cache_dir, default_num_workers, prepare
+    from domainbed.datasets.prepare import prepare
     from domainbed.engine import Engine
+    from domainbed.machine import default_cache_dir, default_num_workers
     from domainbed.records import finite
 
     algorithm, config, meta = checkpoint.load_with_meta(

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     dataset = open_dataset(place, arguments.dataset, settings)
 
     from domainbed.analysis.explore import analyse
-    from domainbed.datasets.prepare import default_num_workers
+    from domainbed.machine import default_num_workers
 
     name = Path(place).expanduser().resolve().name if place else arguments.dataset
     folder = made(arguments.out or Path("results") / "explore" / name)

@@ -45,7 +45,8 @@ def main(argv: list[str]) -> int:
     settings = configuration.settings
 
     from domainbed.datasets.packed import Store, pack
-    from domainbed.datasets.prepare import choose, default_cache_dir, default_num_workers, report_unreadable
+    from domainbed.datasets.prepare import choose, report_unreadable
+    from domainbed.machine import default_cache_dir, default_num_workers
 
     cache_dir = settings.cache_dir or default_cache_dir()
     num_workers = settings.num_workers or default_num_workers()

@@ -156,11 +156,10 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     from domainbed.datasets.prepare import (
         Images,
         check_same_images,
-        default_cache_dir,
-        default_num_workers,
         prepare,
     )
     from domainbed.engine import Engine
+    from domainbed.machine import default_cache_dir, default_num_workers
     from domainbed.trainer import Interrupted, Run, target_name, train_all_targets
 
     engine = Engine(settings.device, settings.precision, settings.accumulate, settings.compile, settings.deterministic)

@@ -4,12 +4,9 @@ names and labels -> who is held out (splits) -> subset -> decode once (packed) -
 """
 
 import csv
-import ctypes
 import io
-import os
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from domainbed.datasets.base import UNLABELLED, Dataset
 from domainbed.datasets.masks import MaskClasses
 from domainbed.datasets.packed import Rows, pack
 from domainbed.errors import UserError
+from domainbed.machine import give_back_freed_memory
 
 
 @dataclass
@@ -232,12 +230,6 @@ def prepare(
     return images
 
 
-def give_back_freed_memory() -> None:
-    """Let the C library give back to the system what finding and checking many images has freed. glibc alone."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 def choose(
     dataset: Dataset, trial_seed: int, holdout_fraction: float | None, subset_size: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -287,14 +279,3 @@ def check_environment_names(names: list[str]) -> None:
                 f"{name!r} can't name an environment: it becomes part of a folder's name, and 'none' and names with "
                 "'/', '\\', '+' or ',' mean something else there. Rename it"
             )
-
-
-def default_cache_dir() -> Path:
-    """$DOMAINBED_CACHE, or `domainbed` in the user's folder for caches."""
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DOMAINBED_CACHE") or f"{caches}/domainbed").expanduser()
-
-
-def default_num_workers() -> int:
-    """One thread per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
