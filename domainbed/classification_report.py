@@ -165,8 +165,8 @@ def dump(folder: Path, figures: Iterable[Mapping[str, Any]], names: Sequence[str
             folder.mkdir(parents=True, exist_ok=True)
             name, counts = f"{one['environment']}_{one['part']}", one["metrics"]["confusion"]
             rows = report(names, counts)
-            (folder / f"{name}.txt").write_text(text(rows), encoding="utf-8")
-            (folder / f"{name}.csv").write_text(table(rows), encoding="utf-8")
+            (folder / f"{name}.txt").write_text(text(rows), encoding="utf-8", errors="backslashreplace")
+            (folder / f"{name}.csv").write_text(table(rows), encoding="utf-8", errors="backslashreplace")
             pictures[name] = folder / f"{name}.png"
             picture(names, counts, f"{title} · {name}").save(pictures[name])
     return pictures

@@ -334,11 +334,12 @@ class Training:
         seed_everything(self.seed, -1)
         shape, classes, domains = self.images.input_shape, len(self.images.target_classes), len(self.sources)
         resumed = self.engine.agreed(checkpoint.exists(last))
-        if resumed and (began_with := checkpoint.read_meta(last)["classes"]) != self.images.target_classes:
-            raise UserError(
-                f"{last} has learnt the classes {', '.join(began_with)}, which now are "
-                f"{', '.join(self.images.target_classes)}. Put the data back as they were, or start another run"
-            )
+        with self.engine.alike():
+            if resumed and (began_with := checkpoint.read_meta(last)["classes"]) != self.images.target_classes:
+                raise UserError(
+                    f"{last} has learnt the classes {', '.join(began_with)}, which now are "
+                    f"{', '.join(self.images.target_classes)}. Put the data back as they were, or start another run"
+                )
         build = construct if resumed else lambda cls, *args: cls(*args)
         with out_of_memory_explained("building the network"):
             self.algorithm: Algorithm = build(run.algorithm, shape, classes, domains, self.hparams)
@@ -383,6 +384,7 @@ class Training:
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{last}/state.pt does not fit this algorithm: {error}. Start the run anew") from None
         self.best, self.oracle = meta["best"], meta["oracle"]
+        self.majority_mask = meta.get("majority_mask")  # not counted anew: a signal may ask for the next checkpoint now
         if meta["machine"] != self.engine.describe():
             self.records.log(
                 f"WARNING: this run began on {meta['machine']} and goes on on {self.engine.describe()}: "

@@ -56,7 +56,7 @@ def digests(run: RecordedRun) -> dict[tuple[str, str], str]:
                 line = "\t".join([row["image"], row["class"], row["content"], row.get("masks") or ""])
                 for part in (row["split"], "whole"):
                     lines[row["environment"], part].append(line)
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, csv.Error) as error:
         raise UserError(
             f"{run.folder}/images.csv can't be read ({error}), so nobody knows which images the figures are of. Leave "
             "this run out"

@@ -457,7 +457,7 @@ def rows_done(out: Path, beside: Path, header: list[str], record: dict[str, Any]
         raise UserError(f"{out} has other columns than this model gives. Choose another file with --out")
     if whole != text:
         partial = out.with_name(f".{out.name}.partial")
-        partial.write_bytes(whole.encode())
+        partial.write_bytes(whole.encode(errors="surrogateescape"))
         os.replace(partial, out)
     record["non_finite"] = before.get("non_finite", [])
     return {row[0] for row in rows[1:]}

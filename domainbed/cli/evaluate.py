@@ -159,9 +159,9 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any], classes:
     try:
         return cls(arguments.data_dir, hparams), notes
     except UserError as error:
-        if folder is None or getattr(hparams, "environments", ()) is not None or not folder.is_dir():
+        if folder is None or "environments" in given or "environments" not in cls.HParams.model_fields:
             raise
-        if not isinstance(error, OneEnvironment) and not holds_classes(folder, classes):
+        if not folder.is_dir() or not (isinstance(error, OneEnvironment) or holds_classes(folder, classes)):
             raise
         # <class>/<image>: one camera; what is wrong with it is its own fault
         single = cls(folder.parent, hparams.model_copy(update={"environments": [folder.name]}))

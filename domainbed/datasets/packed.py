@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import weakref
@@ -182,10 +183,10 @@ def pack(
         source.look(num_workers)
         for fault in (faults := store.faults()):
             report(f"{store.folder} is damaged: {fault}")
-        to_write = store.may_write and (faults or source.missing(store.find(source.keys)))
-        with store.locked(report) if to_write else contextlib.nullcontext():
-            if faults and to_write:
-                store.mend()
+        missing = source.missing(store.find(source.keys))
+        if faults and not missing:  # whoever adds to a store mends it
+            store.mend()
+        with store.locked(report) if store.may_write and missing else contextlib.nullcontext():
             places = store.find(source.keys)  # another process may have decoded what was missing
             if found := int((places >= 0).sum()):
                 report(f"found {found} decoded images in {store.folder}")
@@ -336,9 +337,17 @@ class Store:
 
     @classmethod
     def all(cls, cache_dir: Path) -> "list[Store]":
-        """Return the stores in a folder, also those of which nobody can tell any more what they hold."""
-        folders = {path.parent for name in (ABOUT, INDEX, ROWS) for path in cache_dir.glob(f"*/{name}")}
-        return [cls(folder, _about(folder) or {"rows": {}}) for folder in sorted(folders)]
+        """Return the stores in a folder, also those of which nobody can tell any more what they hold.
+
+        A folder is a store by its name and by holding a store's files and nothing else: others are none of ours.
+        """
+        ours, found = {ABOUT, f".{ABOUT}", INDEX, ROWS, MASKS}, []
+        for folder in sorted(cache_dir.glob("*")):
+            with contextlib.suppress(OSError):  # no folder, or not for us to look into
+                named = re.fullmatch(r"[^.].*-[0-9a-f]{16}", folder.name)
+                if named and {ROWS} <= {path.name for path in folder.iterdir()} <= ours:
+                    found.append(cls(folder, _about(folder) or {"rows": {}}))
+        return found
 
     @property
     def is_known(self) -> bool:
@@ -379,9 +388,11 @@ class Store:
         return found
 
     def mend(self) -> None:
-        """Take out what is not there whole, and write about.json. Whoever calls holds the lock."""
-        with contextlib.suppress(OSError), _Writer(self):  # where that can't be, every run finds out anew
-            pass  # it begins behind what is whole
+        """Take out what is not there whole, and write about.json; where that can't be, every run finds out anew."""
+        with contextlib.suppress(OSError), self._lock_file() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _Writer(self):
+                pass  # it begins behind what is whole
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Return (M,) int64 row of each key (M, 2), -1 where there is none."""

@@ -1,12 +1,15 @@
 """`python -m domainbed evaluate`: what it prints. What it refuses is in `test_bad_input`."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from domainbed import cli
-from domainbed.cli.evaluate import table
+from domainbed.cli.evaluate import open_dataset, table
+from domainbed.registry import DATASETS
 
 RUN = ["--steps", "2", "--checkpoint_freq", "2", "--recon_freq", "0", "batch_size=4", "--test_envs", "0"]
 
@@ -44,6 +47,20 @@ def test_baselines_that_an_algorithm_brings_along_stand_beside_it() -> None:
 
 def test_answers_that_are_not_finite_have_no_confusion() -> None:
     assert "|" not in table(found(None))
+
+
+def test_an_environment_of_a_data_set_that_names_its_own_is_one_camera(tmp_path: Path) -> None:
+    classes = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
+    for environment in ("art_painting", "cartoon", "photo", "sketch"):
+        for name in classes:
+            path = tmp_path / "PACS" / environment / name / "a.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(path)
+    recorded = DATASETS["PACS"].HParams().model_dump(mode="json")
+    config = {"dataset": "PACS", "data_dir": str(tmp_path), "datasets": {"PACS": recorded}}
+    arguments = SimpleNamespace(dataset=None, data_dir=tmp_path / "PACS" / "sketch", settings=[])
+    dataset, _ = open_dataset(arguments, config, classes)
+    assert dataset.environments == ["sketch"] and len(dataset.samples) == len(classes)
 
 
 def test_memory_that_runs_out_is_one_message(train, photographs: Path, capfd: pytest.CaptureFixture[str]) -> None:

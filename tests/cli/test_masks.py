@@ -13,6 +13,7 @@ from refusal import refused
 
 import domainbed
 from domainbed import cli
+from domainbed.analysis.opened import open_run
 from domainbed.errors import UserError
 
 PLAIN = ["model=null", "pretrained=auto", "width=4", "depth=2", "--algorithm", "UNet"]
@@ -54,6 +55,15 @@ def test_loading_gives_the_masks_of_the_run(train, photographs_with_masks: Path)
     assert target["classes"] == ["disc", "red"] and target["majority_mask"] in (0, 2)  # red, or neither
     assert whole.hparams.output == "sigmoid" and whole.segment(x).shape == (2, 2, 16, 16)
     assert torch.equal(whole.segment(x), exported.segment(x))
+
+
+def test_a_run_whose_masks_are_in_another_order_now_is_not_looked_at(train, photographs_with_masks: Path) -> None:
+    train("turned", "--data_dir", photographs_with_masks, *RUN)
+    path = folder("turned") / "te_camera0/checkpoints/best/checkpoint.json"
+    path.write_text(path.read_text().replace('"disc",', '"red",').replace('"red"\n', '"disc"\n'))
+    assert json.loads(path.read_text())["classes"] == ["red", "disc"]
+    with pytest.raises(UserError, match="has learnt masks of red, disc, in this order, but .* now of disc, red"):
+        open_run(folder("turned"), device="cpu")
 
 
 def test_classes_that_exclude_each_other_meet_a_softmax(train, photographs_with_masks: Path) -> None:

@@ -81,6 +81,31 @@ def test_a_pack_of_which_nobody_knows_what_it_holds(damage, photographs: Path, c
     assert pack("--clear") == 0 and list(cache.glob("*/rows.u8")) == []
 
 
+def test_what_is_no_pack_is_left_alone(photographs: Path, cache: Path, capfd) -> None:
+    assert pack("--data_dir", photographs, "image_size=16") == 0
+    others = [cache / ".git" / "index", cache / "mesa" / "index", cache / "other-0123456789abcdef" / "rows.u8"]
+    for path in (*others, others[-1].with_name("notes.txt")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    assert pack("--check") == 0
+    assert pack("--clear") == 0 and Store.all(cache) == []
+    assert all(path.read_text() == "mine" for path in others)
+
+
+def test_a_fault_that_can_not_be_mended_costs_nothing(photographs: Path, cache: Path, capfd, monkeypatch) -> None:
+    assert pack("--data_dir", photographs, "image_size=16") == 0
+    (about,) = cache.glob("*/about.json")
+    about.write_text("")
+
+    def refused(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Store, "_lock_file", refused)
+    capfd.readouterr()
+    assert pack("--data_dir", photographs, "image_size=16") == 0
+    assert "found 72 decoded images" in capfd.readouterr().out and about.read_text() == ""
+
+
 def test_rows_that_are_lost_are_said_once(photographs: Path, cache: Path, capfd) -> None:
     assert pack("--data_dir", photographs, "image_size=16") == 0
     (index,) = cache.glob("*/index")

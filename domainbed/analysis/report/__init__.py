@@ -132,7 +132,7 @@ def _data(run: RecordedRun) -> str:
     try:
         with open(run.folder / "images.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
             found = [(row.get("environment"), row.get("split")) for row in csv.DictReader(file)]
-    except OSError:
+    except (OSError, csv.Error):
         found = []
     if not found or not all(map(all, found)):
         return html.paragraphs(["Which images it learnt from was not recorded, or images.csv is damaged."], "note")
