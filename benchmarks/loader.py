@@ -5,8 +5,8 @@
 The baseline is written as DomainBed and SWAD have it: torchvision's ImageFolder of one environment, Pillow decoding
 every file at its full size each time, RandomResizedCrop to 224 px, a flip, ColorJitter with hue, ToTensor, Normalize.
 Ours is `prepare` (decode once, to 224 px) and `TrainLoader` with the same changes, but for Normalize, which an encoder
-does here. Both run in this process on one
-thread, so that a rate is that of one core; they are timed in turn, and the ratio is that of the medians.
+does here. Both run in this process on one thread, so that a rate is that of one core; they are timed in turn, and the
+ratio is that of the medians.
 
     geometric      crop and flip, rows packed before
     color_jitter   the same and brightness, contrast, saturation, hue

@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -28,7 +28,7 @@ from pydantic.fields import FieldInfo
 from domainbed.algorithms.base import Algorithm
 from domainbed.cli import COMMANDS
 from domainbed.datasets.base import Dataset
-from domainbed.hparams import describe
+from domainbed.hparams import as_text, documented
 from domainbed.registry import ALGORITHMS, DATASETS
 from domainbed.settings import RunSettings
 
@@ -160,7 +160,7 @@ def _dataset_options() -> str:
             owners.setdefault(tuple(_row(key, info)), []).append(f"`{name}`")
     rows = [[option, ", ".join(names), *rest] for (option, *rest), names in sorted(owners.items())]
     defaults = [
-        [f"`{name}`", ", ".join(f"`{key}={_text(value)}`" for key, value in DATASETS[name].defaults.items())]
+        [f"`{name}`", ", ".join(f"`{key}={as_text(value)}`" for key, value in DATASETS[name].defaults.items())]
         for name in DATASETS
         if DATASETS[name].defaults
     ]
@@ -176,22 +176,8 @@ def _options(fields: Mapping[str, FieldInfo]) -> str:
 
 
 def _row(key: str, info: FieldInfo) -> list[str]:
-    values = describe(info.annotation, info.metadata)
-    if type(None) in get_args(info.annotation) and "null" not in values:
-        values += ", or null"
-    default = _text(info.get_default(call_default_factory=True))
-    return [f"`{key}`", f"`{default}`", info.description or "", values]
-
-
-def _text(value: Any) -> str:
-    """Return a value as a YAML file or the command line has it."""
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_text, value))}]"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    default, description, values = documented(info)
+    return [f"`{key}`", f"`{default}`", description, values]
 
 
 def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:

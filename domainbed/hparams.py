@@ -223,6 +223,26 @@ def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     return words.get(annotation, "null" if annotation is type(None) else str(annotation))
 
 
+def as_text(value: Any) -> str:
+    """Return a value as a YAML file or the command line has it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(as_text, value))}]"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def documented(info: FieldInfo) -> tuple[str, str, str]:
+    """Return a setting's default as text, empty where it has none, what it does, and what values it takes in words."""
+    values = describe(info.annotation, info.metadata)
+    if type(None) in get_args(info.annotation) and "null" not in values:
+        values += ", or null"
+    default = "" if info.is_required() else as_text(info.get_default(call_default_factory=True))
+    return default, info.description or "", values
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 

@@ -39,7 +39,7 @@ from domainbed.algorithms.finished import FinishedRun, construct
 from domainbed.datasets.augment import Augment
 from domainbed.datasets.loaders import ReadAhead, TrainLoader, in_order
 from domainbed.datasets.masks import labelled_values
-from domainbed.datasets.prepare import Images
+from domainbed.datasets.prepare import Images, check_same_classes
 from domainbed.datasets.splits import SPLITS
 from domainbed.engine import Engine, NonFiniteLoss, out_of_memory_explained
 from domainbed.errors import UserError, explain_os_errors
@@ -335,11 +335,8 @@ class Training:
         shape, classes, domains = self.images.input_shape, len(self.images.target_classes), len(self.sources)
         resumed = self.engine.agreed(checkpoint.exists(last))
         with self.engine.alike():
-            if resumed and (began_with := checkpoint.read_meta(last)["classes"]) != self.images.target_classes:
-                raise UserError(
-                    f"{last} has learnt the classes {', '.join(began_with)}, which now are "
-                    f"{', '.join(self.images.target_classes)}. Put the data back as they were, or start another run"
-                )
+            if resumed:
+                check_same_classes(last, checkpoint.read_meta(last)["classes"], self.images)
         build = construct if resumed else lambda cls, *args: cls(*args)
         with out_of_memory_explained("building the network"):
             self.algorithm: Algorithm = build(run.algorithm, shape, classes, domains, self.hparams)

@@ -5,14 +5,12 @@
 The rules are those of docs/objectives.md. What is compared, and how, is in `compare`.
 """
 
-import csv
 import hashlib
 from collections import defaultdict
 from typing import Any
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.analysis.recorded import RecordedRun
-from domainbed.errors import UserError
 
 #: Figures of answers about labels: they ask for the same images, but not at the same size.
 _OF_LABELS = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "kappa")
@@ -47,20 +45,13 @@ def digests(run: RecordedRun) -> dict[tuple[str, str], str]:
     """Return a digest of the images, their labels and masks of every environment and part, by (environment, part).
 
     Raises:
-        UserError: the run lacks its images.csv.
+        UserError: the run's images.csv is missing or damaged.
     """
     lines: dict[tuple[str, str], list[str]] = defaultdict(list)
-    try:
-        with open(run.folder / "images.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            for row in csv.DictReader(file):
-                line = "\t".join([row["image"], row["class"], row["content"], row.get("masks") or ""])
-                for part in (row["split"], "whole"):
-                    lines[row["environment"], part].append(line)
-    except (OSError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(
-            f"{run.folder}/images.csv can't be read ({error}), so nobody knows which images the figures are of. Leave "
-            "this run out"
-        ) from None
+    for row in run.images():
+        line = "\t".join([row["image"], row["class"], row["content"], row.get("masks") or ""])
+        for part in (row["split"], "whole"):
+            lines[row["environment"], part].append(line)
     texts = {key: "\n".join(sorted(found)).encode(errors="surrogateescape") for key, found in lines.items()}
     return {key: hashlib.sha256(text).hexdigest() for key, text in texts.items()}
 

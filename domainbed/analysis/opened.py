@@ -22,7 +22,7 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.analysis import CHOICES
 from domainbed.analysis.recorded import dataset_settings
 from domainbed.datasets.base import Dataset
-from domainbed.datasets.prepare import Images, check_same_images, prepare
+from domainbed.datasets.prepare import Images, check_same_classes, check_same_images, prepare
 from domainbed.datasets.splits import SPLITS, TRAIN
 from domainbed.engine import Engine
 from domainbed.errors import UserError
@@ -209,11 +209,7 @@ def open_run(
         check_same_images(path / "images.csv", images.csv())
     elif list(images.input_shape) != meta["input_shape"]:
         raise UserError(f"the model of {path} takes images of {meta['input_shape']}, not of {list(images.input_shape)}")
-    if algorithm.needs_masks and images.target_classes != meta["classes"]:
-        raise UserError(
-            f"{path} has learnt masks of {', '.join(meta['classes'])}, in this order, but those of its images are now "
-            f"of {', '.join(images.target_classes)}. Put the data back as they were"
-        )
+    check_same_classes(path, meta["classes"], images)
     engine = Engine(device, precision or config["precision"])
     engine.prepare(algorithm)
     if "folder" in meta and not (Path(meta["folder"]).parents[1] / "done").exists():

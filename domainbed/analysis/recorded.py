@@ -4,6 +4,7 @@ run = RecordedRun.read("results/train_output/DR/full_training")
 run.of("eval", target="idrid", seed=0)            # records of results.jsonl, see `records`
 """
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,22 @@ class RecordedRun:
         folders = find_targets(self.folder)
         folder = folders.get((None, target)) or folders.get((seed, target))
         return folder is not None and (folder / "done").exists()
+
+    def images(self) -> list[dict[str, str]]:
+        """Return the lines of images.csv: which image was where.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        path, wanted = self.folder / "images.csv", ("image", "environment", "split", "class", "group", "content")
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+                found = list(csv.DictReader(file))
+        except (OSError, csv.Error) as error:
+            raise UserError(f"{path} can't be read ({error}), so nobody knows which images were where") from None
+        if not found or any(line.get(column) is None for line in found for column in wanted):
+            raise UserError(f"{path} is damaged: nobody knows which images were where")
+        return found
 
     def of(self, kind: str, target: str | None = None, seed: int | None = None) -> list[dict[str, Any]]:
         """Return the records of a kind (start, train, eval, final, note), of a target and a seed, or of all."""

@@ -6,15 +6,13 @@ How layers merge is in `hparams`; this file finds them.
 """
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 import domainbed
 from domainbed.errors import UserError, did_you_mean
@@ -346,46 +344,24 @@ def _all_keys() -> set[str]:
     return {key for cls in classes for key in cls.HParams.model_fields}
 
 
-def option_help(model: type[BaseModel], keys: Iterable[str] | None = None) -> list[tuple[str, str]]:
-    """Return (option, explanation) of the fields of a model, as `--steps N`."""
+def option_help(model: type[RunSettings | HParams], keys: Iterable[str] | None = None) -> list[tuple[str, str]]:
+    """Return (option, explanation) of the fields of a model."""
     rows = []
     for key, info in model.model_fields.items():
-        if keys is None or key in keys:
-            one, form = _values(key, info)
-            shape = {"flag": "", "choice": f" {{{one}}}", "list": f" {one} …", "one": f" {one}"}[form]
-            rows.append((f"--{key}{shape}", _explanation(info)))
+        if keys is not None and key not in keys:
+            continue
+        annotation, default = info.annotation, info.get_default(call_default_factory=True)
+        if annotation is bool:
+            shape = ""
+        elif get_origin(annotation) is Literal:
+            shape = f" {{{','.join(map(str, get_args(annotation)))}}}"
+        elif get_origin(annotation) is list:
+            shape = f" {key.upper().removesuffix('S')} …"
+        else:
+            words = {int: "N", float: "X", Path: "PATH", str: "NAME"}
+            kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+            bare = [get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in kinds]
+            shape = f" {next((words[kind] for kind in bare if kind in words), 'VALUE')}"
+        shown = "" if default is None or default is False or default == [] else f" (default: {default})"
+        rows.append((f"--{key}{shape}", f"{info.description}{shown}"))
     return rows
-
-
-def key_help(model: type[BaseModel]) -> list[tuple[str, str]]:
-    """Return (assignment, explanation) of the fields of a model, as `steps=N`."""
-    rows = []
-    for key, info in model.model_fields.items():
-        one, form = _values(key, info)
-        shape = {"flag": "true|false", "choice": one.replace(",", "|"), "list": f"{one},{one},…", "one": one}[form]
-        rows.append((f"{key}={shape}", _explanation(info)))
-    return rows
-
-
-def _values(key: str, info: FieldInfo) -> tuple[str, str]:
-    """Return a word for a value of a setting, and whether it is a flag, a choice, a list, or one value."""
-    annotation = info.annotation
-    if annotation is bool:
-        return "", "flag"
-    if get_origin(annotation) is Literal:
-        return ",".join(map(str, get_args(annotation))), "choice"
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    bare = [get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in kinds]
-    if any(get_origin(kind) is list for kind in bare):
-        return re.sub("(?<!S)S$", "", key.upper()), "list"
-    words = {int: "N", float: "X", Path: "PATH", str: "NAME"}
-    return next((words[kind] for kind in bare if kind in words), "VALUE"), "one"
-
-
-def _explanation(info: FieldInfo) -> str:
-    """Return what a setting does, and its default where it has one that says something."""
-    default = None if info.is_required() else info.get_default(call_default_factory=True)
-    if default is None or default is False or default == []:
-        return info.description or ""
-    shown = ",".join(map(str, default)) if isinstance(default, list) else default
-    return f"{info.description or ''} (default: {shown})".lstrip()

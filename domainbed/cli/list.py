@@ -33,15 +33,19 @@ def main(argv: list[str]) -> int:
 
 
 def settings_of(name: str) -> dict[str, dict[str, str]]:
-    """Return a name with its line, and its settings, as key=value, with what each does and its default.
+    """Return a name with its line, and its settings as key=default, with what each does and what values it takes.
 
     Raises:
         UserError: nothing is called so.
     """
     for registry in (ALGORITHMS, DATASETS):
         if name in registry:
-            from domainbed.cli.configuration import key_help  # not for the names: they are there at once
+            from domainbed.hparams import documented  # not for the names: they are there at once
 
             cls: Any = registry[name]
-            return {registry.kind: {name: first_line(cls.__doc__)}, "settings": dict(key_help(cls.HParams))}
+            settings = {}
+            for key, info in cls.HParams.model_fields.items():
+                default, description, values = documented(info)
+                settings[f"{key}={default}"] = f"{description}; {values}"
+            return {registry.kind: {name: first_line(cls.__doc__)}, "settings": settings}
     raise UserError(f"no algorithm and no data set named {name!r}{did_you_mean(name, [*ALGORITHMS, *DATASETS])}")

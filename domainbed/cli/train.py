@@ -153,11 +153,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     from domainbed import checkpoint  # imports torch: from here on it is worth its seconds
     from domainbed.algorithms import finished
     from domainbed.datasets.augment import Augment
-    from domainbed.datasets.prepare import (
-        Images,
-        check_same_images,
-        prepare,
-    )
+    from domainbed.datasets.prepare import Images, check_same_images, prepare
     from domainbed.engine import Engine
     from domainbed.machine import default_cache_dir, default_num_workers
     from domainbed.trainer import Interrupted, Run, target_name, train_all_targets
@@ -315,7 +311,8 @@ def resolve_automatic(
         "test_envs": [",".join(dataset.environments[environment] for environment in target) for target in targets],
     }
     if sources.get("subset_size") == SUBSET_LAYER:  # nobody asked for so many: as many as the smallest has will do
-        ((smallest, size),) = Counter(sample.environment for sample in dataset.samples).most_common()[-1:]
+        sizes = Counter(sample.environment for sample in dataset.samples)
+        smallest, size = min(sizes.items(), key=lambda item: item[1])
         if size < SUBSET_SIZE:
             changed["subset_size"] = size
             notes.append(

@@ -313,7 +313,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        self.folder, self.about = folder, json.loads(json.dumps(about))  # as it is read again
+        self.folder, self.about = folder, about
         #: Shape of one row in each of the store's files.
         self.row_shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in about["rows"].items()}
         #: Bytes of one row in each of them.
@@ -345,7 +345,8 @@ class Store:
         for folder in sorted(cache_dir.glob("*")):
             with contextlib.suppress(OSError):  # no folder, or not for us to look into
                 named = re.fullmatch(r"[^.].*-[0-9a-f]{16}", folder.name)
-                if named and {ROWS} <= {path.name for path in folder.iterdir()} <= ours:
+                names = {path.name for path in folder.iterdir()}
+                if named and names & {ABOUT, ROWS} and names <= ours:
                     found.append(cls(folder, _about(folder) or {"rows": {}}))
         return found
 
@@ -383,7 +384,7 @@ class Store:
         found, records = [], self.records()
         if lost := self.lost(records):
             found.append(f"{lost} images are not there whole, and are decoded again when they are wanted")
-        if len(records) and _about(self.folder) != self.about:
+        if len(records) and _about(self.folder) is None:
             found.append(f"{ABOUT} is not what it was, and is written again")
         return found
 
@@ -391,8 +392,21 @@ class Store:
         """Take out what is not there whole, and write about.json; where that can't be, every run finds out anew."""
         with contextlib.suppress(OSError), self._lock_file() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with _Writer(self):
-                pass  # it begins behind what is whole
+            self.make_whole()
+
+    def make_whole(self) -> None:
+        """Make the files that are missing, and cut off what is not there whole. Whoever calls holds the lock."""
+        count = len(self.records())
+        self.folder.mkdir(exist_ok=True)
+        if _about(self.folder) is None:
+            draft = self.folder / f".{ABOUT}"
+            with draft.open("w", encoding="utf-8") as about:
+                about.write(json.dumps(self.about, indent=1))
+                _flush(about)
+            os.replace(draft, self.folder / ABOUT)
+        for name, row_bytes in (self.sizes | {INDEX: _RECORD.itemsize}).items():
+            with open(self.folder / name, "ab") as file:
+                file.truncate(count * row_bytes)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Return (M,) int64 row of each key (M, 2), -1 where there is none."""
@@ -545,27 +559,16 @@ class _Writer:
     """
 
     def __init__(self, store: Store) -> None:
-        self.store, self.count = store, len(store.records())
+        self.store = store
         self.pending: list[tuple[int, ...]] = []
         self.committed_at = time.monotonic()
         self.stack = contextlib.ExitStack()
         self.files: list[IO[bytes]] = []
 
     def __enter__(self) -> "_Writer":
-        folder = self.store.folder
-        folder.mkdir(exist_ok=True)
-        if _about(folder) != self.store.about:
-            draft = folder / f".{ABOUT}"
-            with draft.open("w", encoding="utf-8") as about:
-                about.write(json.dumps(self.store.about, indent=1))
-                _flush(about)
-            os.replace(draft, folder / ABOUT)
-        for name, row_bytes in (self.store.sizes | {INDEX: _RECORD.itemsize}).items():
-            (folder / name).touch()
-            file = self.stack.enter_context(open(folder / name, "r+b"))
-            file.truncate(self.count * row_bytes)  # what was written after the last commit
-            file.seek(0, os.SEEK_END)
-            self.files.append(file)
+        self.store.make_whole()
+        for name in (*self.store.sizes, INDEX):
+            self.files.append(self.stack.enter_context(open(self.store.folder / name, "ab")))
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -159,6 +159,15 @@ def check_same_images(path: Path, now: str) -> None:
     )
 
 
+def check_same_classes(place: Path, learnt: list[str], images: Images) -> None:
+    """Raise `UserError` where images have other classes than a model at some place has learnt, or in another order."""
+    if learnt != images.target_classes:
+        raise UserError(
+            f"{place} has learnt the classes {', '.join(learnt)}, in this order, but those of the images now are "
+            f"{', '.join(images.target_classes)}. Put the data back as they were, or start another run"
+        )
+
+
 def prepare(
     dataset: Dataset,
     *,

@@ -21,21 +21,22 @@ def test_every_setting_of_a_name_is_listed(registry, name: str, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "default"),
+    ("name", "setting", "values"),
     [
-        ("DR", "preprocess=PREPROCESS,PREPROCESS,…", "crop_retina,resize"),
-        ("VAE_DG", "class_balanced=true|false", None),
-        ("VAE_DG", "lr_schedule=constant|cosine|step", "constant"),
-        ("VAE_DG", "weight_decay=X", "0.0"),
-        ("VAE_DG", "kl_anneal_start=N", "0"),
-        ("Folder", "environments=ENVIRONMENT,ENVIRONMENT,…", None),
+        ("DR", "preprocess=[crop_retina, resize]", "names"),
+        ("VAE_DG", "class_balanced=false", "true or false"),
+        ("VAE_DG", "lr_schedule=constant", "one of constant, cosine, step"),
+        ("VAE_DG", "weight_decay=0", "number"),
+        ("VAE_DG", "kl_anneal_start=0", "whole number"),
+        ("Folder", "environments=null", "null"),
     ],
 )
-def test_a_setting_is_shown_as_it_is_written_with_its_default(name: str, setting: str, default, capsys) -> None:
+def test_a_setting_is_shown_as_it_is_written_with_its_default_and_its_values(name, setting, values, capsys) -> None:
     assert main(["list", name]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (line,) = (line for line in lines if line.split()[0] == setting)
-    assert len(line.split()) > 2 and line.endswith(f"(default: {default})") == (default is not None)
+    (line,) = (line for line in lines if line.strip().startswith(f"{setting} "))
+    description, _, of_values = line.strip().removeprefix(setting).strip().rpartition("; ")
+    assert description and values in of_values
 
 
 def test_a_name_that_is_not_there(capsys) -> None:
@@ -58,4 +59,4 @@ def test_the_settings_of_a_plug_in(tmp_path, capsys) -> None:
         "        width: int = Field(7, description='of what')\n"
     )
     assert main(["list", "ListedPlugIn", "--plugin", str(path)]) == 0
-    assert "width=N" in (out := capsys.readouterr().out) and "of what (default: 7)" in out
+    assert "width=7" in (out := capsys.readouterr().out) and "of what; a whole number" in out

@@ -62,7 +62,7 @@ def test_a_run_whose_masks_are_in_another_order_now_is_not_looked_at(train, phot
     path = folder("turned") / "te_camera0/checkpoints/best/checkpoint.json"
     path.write_text(path.read_text().replace('"disc",', '"red",').replace('"red"\n', '"disc"\n'))
     assert json.loads(path.read_text())["classes"] == ["red", "disc"]
-    with pytest.raises(UserError, match="has learnt masks of red, disc, in this order, but .* now of disc, red"):
+    with pytest.raises(UserError, match="has learnt the classes red, disc, in this order, but .* now are disc, red"):
         open_run(folder("turned"), device="cpu")
 
 

@@ -88,7 +88,10 @@ def test_what_is_no_pack_is_left_alone(photographs: Path, cache: Path, capfd) ->
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     assert pack("--check") == 0
-    assert pack("--clear") == 0 and Store.all(cache) == []
+    half = cache / "DR-00112233445566ff" / "about.json"  # killed before it had any row
+    half.parent.mkdir()
+    half.write_text("{}")
+    assert pack("--clear") == 0 and Store.all(cache) == [] and not half.parent.exists()
     assert all(path.read_text() == "mine" for path in others)
 
 

@@ -7,7 +7,6 @@ page.css and page.js are how it looks and moves. Curves and tables are those of 
 their own commands.
 """
 
-import csv
 import json
 import tempfile
 from collections import Counter
@@ -81,9 +80,15 @@ def write(
         "page": str(path),
         "bytes": len(text),
         "runs": [
-            {"name": name, "verdicts": found, "target": one[1], "seed": one[0], "left_out": gone}
-            | {"trainings": len(run.trainings)}
-            for run, name, found, one, gone in zip(runs, names, answers, shown, left_out, strict=True)
+            {
+                "name": name,
+                "verdicts": found,
+                "target": target,
+                "seed": seed,
+                "trainings": len(run.trainings),
+                "left_out": gone,
+            }
+            for run, name, found, (seed, target), gone in zip(runs, names, answers, shown, left_out, strict=True)
         ],
     }
 
@@ -130,13 +135,9 @@ def _summary(
 def _data(run: RecordedRun) -> str:
     """How many images of which environment were in which split."""
     try:
-        with open(run.folder / "images.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            found = [(row.get("environment"), row.get("split")) for row in csv.DictReader(file)]
-    except (OSError, csv.Error):
-        found = []
-    if not found or not all(map(all, found)):
-        return html.paragraphs(["Which images it learnt from was not recorded, or images.csv is damaged."], "note")
-    counts = Counter((str(environment), str(split)) for environment, split in found)
+        counts = Counter((line["environment"], line["split"]) for line in run.images())
+    except UserError as error:
+        return html.paragraphs([str(error)], "note")
     splits = [split for split in ("train", "val", "test") if any(key[1] == split for key in counts)]
     targets = {target for _, target in run.trainings}
     left_out = targets.pop().split("+") if len(targets) == 1 else []
