@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from test_contract import IN_PARTS
+from tools import leave_out
 
 CHECKOUT = Path(__file__).parents[1]
 ALONE = ["unshare", "--net", "--map-root-user", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
@@ -44,10 +45,10 @@ class Faulty(AE):
 def run(tmp_path: Path, photographs: Path):
     """Run train_all by several processes: run("name", "--resume", processes=2, fault="die") -> (status, output)."""
     if shutil.which("unshare") is None or shutil.which("ip") is None:
-        pytest.skip("torchrun is tested in a network of its own, which needs `unshare` and `ip`")
+        leave_out("torchrun is tested in a network of its own, which needs `unshare` and `ip`")
     probe = subprocess.run([*ALONE, "true"], capture_output=True, text=True)
     if probe.returncode:
-        pytest.skip(f"torchrun is tested in a network of its own, which can't be made here: {probe.stderr.strip()}")
+        leave_out(f"torchrun is tested in a network of its own, which can't be made here: {probe.stderr.strip()}")
     plugin = tmp_path / "faulty.py"
     plugin.write_text(PLUGIN)
     (tmp_path / "config.yaml").write_text("")

@@ -1,6 +1,5 @@
 """The page of a report in a real browser: it asks nobody for anything, and mouse, keyboard and narrow screens work."""
 
-import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -10,13 +9,13 @@ from typing import Any
 import pytest
 from PIL import Image
 from planted_runs import plant
+from playwright.sync_api import sync_playwright
 from report_runs import opened, with_pictures
+from tools import browser as browser_path
 
 from domainbed.analysis.recorded import RecordedRun
 from domainbed.analysis.report import parts, write
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome here")
 Open = Callable[..., Any]
 
 
@@ -52,9 +51,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    path = browser_path()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
 
