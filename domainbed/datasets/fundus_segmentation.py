@@ -25,7 +25,8 @@ from pydantic import AfterValidator
 
 from domainbed.datasets import images, splits
 from domainbed.datasets.base import UNLABELLED, Dataset, Sample
-from domainbed.datasets.folder import folders_in, images_below, some, valid_regex
+from domainbed.datasets.folder import valid_regex
+from domainbed.datasets.listing import folders_in, images_below, some
 from domainbed.datasets.masks import IGNORED_KIND, MaskClasses, digest_files, read_files
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names
