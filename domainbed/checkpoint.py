@@ -25,6 +25,7 @@ from safetensors.torch import save as serialize
 from domainbed.algorithms import finished
 from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.finished import find_targets
+from domainbed.datasets.labels import plain
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.registry import add_plugin
 
@@ -126,7 +127,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
         ) from None
     if version != FORMAT:
         raise UserError(f"{folder} is of checkpoint format {version}, but this version reads format {FORMAT}")
-    return {**meta, "folder": str(folder)}
+    return {**_with_plain_names(meta), "folder": str(folder)}
+
+
+def _with_plain_names(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of checkpoint.json with the names that data sets give now, whatever bytes stood for them."""
+    return meta | {key: [plain(name) for name in meta[key]] for key in ("classes", "sources") if key in meta}
 
 
 def load_weights(folder: Path, algorithm: Algorithm) -> dict[str, Any]:
@@ -225,14 +231,14 @@ def load_with_meta(
     run_dir = Path(run_dir).expanduser()
     if run_dir.suffix == ".safetensors":
         config, meta = finished.read_export(run_dir)
-        weights = run_dir
+        meta, weights = _with_plain_names(meta), run_dir
     else:
         config = read_config(run_dir)
         meta = read_meta(find_checkpoint(run_dir, target, seed, checkpoint))
         weights = Path(meta["folder"]) / "model.safetensors"
     described = finished.describe(config, meta)
     for name, asked, found in (("target", target, described.target), ("seed", seed, described.seed)):
-        if asked is not None and asked != found:
+        if asked is not None and plain(str(asked)) != plain(str(found)):
             raise UserError(f"{run_dir} holds the model of {name}={found!r}, not of {name}={asked!r}")
     algorithm = finished.build(described)
     finished.load_tensors(weights, algorithm)
@@ -269,7 +275,7 @@ def find_checkpoint(run_dir: Path, target: str | None, seed: int | None, checkpo
     fitting = {
         key: path
         for key, path in found.items()
-        if (target is None or key[1] == target) and (seed is None or key[0] in (None, seed))
+        if (target is None or plain(key[1]) == plain(target)) and (seed is None or key[0] in (None, seed))
     }
     choices = ", ".join(
         f"target={name!r}" + ("" if number is None else f" seed={number}") for number, name in (fitting or found)

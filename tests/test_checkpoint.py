@@ -2,6 +2,7 @@
 
 import errno
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,12 @@ def test_a_rename_that_fails_leaves_the_old_one(
     assert found(folder) == (1, 1, 1)
     save(folder, 3)
     assert found(folder) == (3, 3, 3)
+
+
+def test_names_that_an_earlier_run_recorded_by_their_bytes_are_those_of_the_data_set(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "Modéré") for form in ("NFC", "NFD"))
+    folder = tmp_path / f"te_{apart}" / "checkpoints" / "last"
+    meta = {"step": 1, "classes": [apart, "0"], "sources": [f"{apart}\u200b"], "target": apart}
+    checkpoint.save(folder, algorithm(1), meta, {"step": 1})
+    read = checkpoint.read_meta(checkpoint.find_checkpoint(tmp_path, composed, None, "last"))
+    assert (read["classes"], read["sources"]) == ([composed, "0"], [composed])

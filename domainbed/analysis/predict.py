@@ -28,8 +28,8 @@ from torch import Tensor
 
 from domainbed import checkpoint, metrics
 from domainbed.analysis.exported import About, Graph, about_model, check_choice, outputs_of, read_about, reader, runner
-from domainbed.datasets.folder import images_below
 from domainbed.datasets.images import UnreadableImage, read_image
+from domainbed.datasets.listing import PassedOver, images_below
 from domainbed.datasets.preprocess import Preprocess
 from domainbed.datasets.threads import in_threads
 from domainbed.engine import Engine
@@ -154,26 +154,32 @@ def answers_of(algorithm: str, outputs: Sequence[str]) -> list[str]:
     )
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Found]:
+def find_images(paths: Sequence[str | Path], passed_over: PassedOver | None = None) -> list[Found]:
     """Return the images that files and folders name, each once, in order; folders with all that is in them.
 
     A file is taken whatever its name; in a folder, what has the suffix of an image.
 
+    Args:
+        paths: of files and folders.
+        passed_over: counts what is in a folder and not read.
+
     Raises:
         UserError: a path is not there, or there is no image.
     """
+    passed_over = passed_over or PassedOver()
     files: dict[str, Path] = {}
     tops = []
     for path in (Path(path).expanduser() for path in paths):
         if not path.exists() and not path.is_symlink():
             raise UserError(f"there is no {path}. Give image files, or folders of them")
         tops.append(os.path.abspath(path if path.is_dir() else path.parent))
-        below = sorted(images_below(path, ())) if path.is_dir() else [()]
+        below = sorted(images_below(path, (), passed_over)) if path.is_dir() else [()]
         for parts in below:
             file = path.joinpath(*parts)
             files.setdefault(os.path.realpath(file), file)
     if not files:
-        raise UserError(f"no image is in {', '.join(map(str, paths))}. Give image files, or folders of them")
+        unread = f", only files that are not read: {passed_over.what_is_unread()}" if passed_over.unread else ""
+        raise UserError(f"no image is in {', '.join(map(str, paths))}{unread}. Give image files, or folders of them")
     top = os.path.commonpath(tops)
     places = {key: os.path.relpath(os.path.abspath(file), top) for key, file in files.items()}
     stems = Counter(os.path.splitext(place)[0] for place in places.values())

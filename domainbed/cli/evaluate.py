@@ -70,6 +70,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         if not arguments.json:
             print(text, flush=True)
 
+    for line in dataset.log:
+        say(line)
+    seen += dataset.notes
     images = prepare(
         dataset, trial_seed=0, holdout_fraction=None, subset_size=None,
         cache_dir=Path(config.get("cache_dir") or default_cache_dir()), num_workers=default_num_workers(),
@@ -172,12 +175,12 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any], classes:
 
 def holds_classes(folder: Path, classes: list[str]) -> bool:
     """Whether the folders in a folder, or in its split folders, are all called like classes or grades."""
-    from domainbed.datasets.folder import folders_in
-    from domainbed.datasets.labels import grade
+    from domainbed.datasets.labels import grade, plain
+    from domainbed.datasets.listing import folders_in
     from domainbed.datasets.splits import spelled
 
     tops = folders_in(folder)
-    names = {name for top in tops for name in (folders_in(folder / top) if spelled(top) else [top])}
+    names = {plain(name) for top in tops for name in (folders_in(folder / top) if spelled(top) else [top])}
     return bool(names) and all(name in classes or grade(name) is not None for name in names)
 
 

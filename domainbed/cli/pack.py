@@ -62,6 +62,8 @@ def main(argv: list[str]) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
+    for line in [*dataset.log, *(f"WARNING: {note}" for note in dataset.notes)]:
+        say(line)
     _, chosen = choose(dataset, settings.trial_seed, settings.holdout_fraction, settings.subset_size)
     packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, say, classes)
     report_unreadable(packed.unreadable, len(chosen), settings.skip_unreadable, say)

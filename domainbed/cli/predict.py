@@ -36,9 +36,11 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from domainbed.analysis.predict import find_images, open_model, predict
+    from domainbed.datasets.listing import PassedOver
     from domainbed.records import finite
 
-    images = find_images(arguments.images)
+    passed_over = PassedOver()
+    images = find_images(arguments.images, passed_over)
     model = open_model(
         arguments.run, target=arguments.target, seed=arguments.seed, checkpoint_name=arguments.checkpoint,
         plugin=arguments.plugin, device=arguments.device, precision=arguments.precision, trust=arguments.trust,
@@ -53,6 +55,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\n{arguments.out} holds what was done. Go on with the same command and --resume", file=sys.stderr)
         raise
+    found["notes"] += passed_over.lines(", ".join(map(str, arguments.images)))
     print(json.dumps(finite(found), indent=1) if arguments.json else "\n".join(lines(found)))
     return 0
 

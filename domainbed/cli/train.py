@@ -22,6 +22,7 @@ from domainbed.cli.configuration import (
     option_help,
     read_arguments,
 )  # fmt: skip
+from domainbed.datasets.labels import plain
 from domainbed.errors import UserError, did_you_mean, explain_os_errors
 from domainbed.hparams import read_yaml
 from domainbed.records import Nowhere, Records, RunFolder, begun
@@ -140,6 +141,8 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     for text in configuration.idle:
         say(f"WARNING: {text}")
     dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
+    for line in dataset.log:
+        say(line)
     targets = choose_targets(script, settings.test_envs, dataset.environments)
     if settings.resume:
         command = first_command(folder / "config.yaml") or command  # the summary shows how the run began
@@ -162,6 +165,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     with engine.alike():
         algorithm_needs(configuration.algorithm, dataset)
         settings, hparams, notes = resolve_automatic(configuration, dataset, engine, targets)
+        notes = [*dataset.notes, *notes]
         engine.check_batch_size(hparams.batch_size)
         built_on: dict[str, dict[str, str]] = {}
         if settings.resume:  # what has begun has what it is built on in its checkpoints
@@ -397,8 +401,8 @@ def choose_targets(script: str, test_envs: list[str], environments: list[str]) -
 
 def find_environment(text: str, environments: list[str]) -> int:
     """Return the index of an environment given by name or number."""
-    if text in environments:
-        return environments.index(text)
+    if plain(text) in environments:
+        return environments.index(plain(text))
     if text.isdigit() and int(text) < len(environments):
         return int(text)
     if text.lstrip("-").isdigit():

@@ -16,6 +16,7 @@ import numpy as np
 from domainbed import hparams
 from domainbed.datasets.augment import AUGMENTATIONS
 from domainbed.datasets.images import read_image
+from domainbed.datasets.labels import plain
 from domainbed.datasets.masks import MAX_KINDS, MaskClasses, to_plane
 from domainbed.datasets.preprocess import PREPROCESSINGS, Preprocess
 from domainbed.errors import UserError, did_you_mean
@@ -102,6 +103,9 @@ class Dataset:
 
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         self.data_dir, self.hparams = data_dir, hparams
+        #: Lines for the log on how the data were read, and those that also concern whoever reads the results.
+        self.log: list[str] = []
+        self.notes: list[str] = []
         #: What `read` does to an image; a copy of the data set may have another in its place.
         self.preprocess = Preprocess(hparams.preprocess, hparams.image_size)
 
@@ -185,7 +189,7 @@ class Dataset:
         Raises:
             UserError: there are no masks, no such kind, too many kinds, or images without a mask.
         """
-        asked = self.hparams.mask_kinds
+        asked = self.hparams.mask_kinds and [plain(kind) for kind in self.hparams.mask_kinds]
         if self.masks is None:
             raise UserError(
                 f"{self.name} has no masks there. Choose a data set that has, such as --dataset FundusSegmentation, or "

@@ -11,7 +11,6 @@ With download=true the binary version is fetched where none of them is found.
 The publisher's Python version is pickles, which can run any code when they are read. It is never read.
 """
 
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,7 @@ import numpy as np
 from domainbed.datasets import splits
 from domainbed.datasets.base import Dataset, Sample
 from domainbed.datasets.download import RemoteFile, fetch, unpack
-from domainbed.datasets.folder import folders_in, images_below, some
-from domainbed.datasets.images import IMAGE_SUFFIXES
+from domainbed.datasets.listing import PassedOver, folders_in, images_below, is_clutter, is_image, some
 from domainbed.datasets.mnist import numbered
 from domainbed.datasets.sources import Files, Rows, Source, SourceDataset, ZipMembers
 from domainbed.errors import UserError, did_you_mean
@@ -134,7 +132,9 @@ class _Cifar(SourceDataset):
             raise UserError(f"{path}: {error.strerror}. Unpack {self.archive.urls[0]} again") from None
 
     def _open_folder(self, root: Path) -> tuple[Source, list[Sample]]:
-        samples = self._listed(str(root), ["/".join(path) for path in images_below(root, ())])
+        passed_over = PassedOver()
+        samples = self._listed(str(root), ["/".join(path) for path in images_below(root, (), passed_over)])
+        passed_over.report(repr(str(root)), len(samples), self.log, self.notes)
         return Files(root, [sample.name for sample in samples]), samples
 
     def _open_zip(self, path: Path) -> tuple[Source, list[Sample]]:
@@ -169,9 +169,7 @@ class _Cifar(SourceDataset):
 
 
 def _is_visible_image(name: str) -> bool:
-    parts = name.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return is_image(name) and not any(map(is_clutter, name.split("/")))
 
 
 @DATASETS.register("CIFAR10")

@@ -4,16 +4,16 @@
     <data_dir>/<environment>/<train|val|test>/<class>/**/<image>
     <data_dir>/<train|val|test>/<environment>/<class>/**/<image>
 
-Names that begin with a dot, and files without an image's suffix, are ignored. Everything that has such a suffix is
-listed, a dangling link or a folder too: reading it fails by name, where skipping it would lose an image in silence.
-A train, val or test folder inside a class gives a split as well.
+Which files are images, and what is passed over, is in `listing`. A train, val or test folder inside a class gives a
+split as well. Folders whose names look alike (`labels.plain`) are one environment, or one class; what is read from
+them keeps the names of the files as they are on disk.
 """
 
 import difflib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -23,6 +23,8 @@ from pydantic import AfterValidator
 
 from domainbed.datasets import images, labels, splits
 from domainbed.datasets.base import Dataset, Sample, read_file
+from domainbed.datasets.labels import plain
+from domainbed.datasets.listing import PassedOver, folders_in, images_below, images_in, some
 from domainbed.datasets.preprocess import Preprocess
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names
@@ -79,7 +81,12 @@ class Folder(Dataset):
         super().__init__(data_dir, hparams)
         self._root = self._existing(data_dir)
         found = self._find()
-        scale = self._order({(environment, image.folder) for environment in found for image in found[environment]})
+        folders = {(environment, image.folder) for environment in found for image in found[environment]}
+        scale = self._order(folders)
+        self.log += labels.same("class", (folder for _, folder in folders))
+        for what, names in (("classes", scale.classes), ("environments", found)):
+            for group in labels.alike(names):
+                self.notes.append(f"the {what} {' and '.join(map(repr, group))} differ in case or punctuation alone")
         pattern = re.compile(hparams.group_pattern) if hparams.group_pattern else None
         self.environments, self.classes, self.ordinal = sorted(found), scale.classes, scale.ordinal
         self.samples = [
@@ -145,32 +152,45 @@ class Folder(Dataset):
             UserError: the folders are not laid out as `layout` says.
         """
         root, shown = self._root, repr(str(self._root))
-        tops = folders_in(root)
+        above = PassedOver()  # what lies beside the environments
+        tops = folders_in(root, above)
         if not tops:
-            only_images = any(_is_image(entry.name) for entry in _visible(root))
+            only_images = any(images_below(root, (), above))
+            unread = f", only files that are not read: {above.what_is_unread()}" if above.unread else ""
             raise self._fault(
-                f"{shown} holds only images" if only_images else f"{shown} holds no folder and no image",
+                f"{shown} holds only images" if only_images else f"{shown} holds no folder and no image{unread}",
                 "Point --data_dir at the folder that holds the environments",
             )
         split_first = all(map(splits.spelled, tops))
         starts: dict[str, list[tuple[str, ...]]] = defaultdict(list)
         for top in tops:
-            for environment in folders_in(root / top) if split_first else [top]:
-                starts[environment].append((top, environment) if split_first else (top,))
-        wanted = self.hparams.environments or sorted(starts)
+            for folder in folders_in(root / top, above) if split_first else [top]:
+                starts[plain(folder)].append((top, folder) if split_first else (top,))
+        wanted = list(dict.fromkeys(map(plain, self.hparams.environments or sorted(starts))))
         for name in wanted:
             if name not in starts:
                 raise UserError(f"no environment {name!r} in {shown}{did_you_mean(name, starts)}")
 
         found: dict[str, list[FoundImage]] = {}
         outside: dict[str, list[str]] = {}
+        within = {name: PassedOver() for name in wanted}
         for name in wanted:
-            paths = [path for start in starts[name] for path in images_below(root.joinpath(*start), start)]
+            paths = [
+                path for start in starts[name] for path in images_below(root.joinpath(*start), start, within[name])
+            ]
             found[name], outside[name] = _interpret(paths, split_first)
-        self._check(found, outside)
+        self._check(found, outside, {name: passed.what_is_unread() for name, passed in within.items()})
+        self.log += labels.same("environment", (start[-1] for name in wanted for start in starts[name]))
+        for name in wanted:
+            within[name].report(f"environment {name!r}", len(found[name]), self.log, self.notes)
+        beside = [(), *((top,) for top in tops if split_first)]
+        stray = ["/".join((*start, image)) for start in beside for image in images_in(root.joinpath(*start))]
+        if stray and not self.hparams.environments:
+            self.log.append(f"{shown}: in no environment, so not read: {some(stray)}")
+        above.report(shown, 0, self.log, self.notes)
         return found
 
-    def _check(self, found: dict[str, list[FoundImage]], outside: dict[str, list[str]]) -> None:
+    def _check(self, found: dict[str, list[FoundImage]], outside: dict[str, list[str]], unread: dict[str, str]) -> None:
         """Raise `UserError` where the images in class folders, and those outside, tell of another layout."""
         root, shown = self._root, repr(str(self._root))
         if not any(found.values()):
@@ -182,7 +202,8 @@ class Folder(Dataset):
                     "alone",
                     OneEnvironment,
                 )
-            raise self._fault(f"no folder below {shown} holds an image in a class folder", "Give another folder")
+            lost = "".join(f" ({name!r}: not read: {what})" for name, what in [*unread.items()][:3] if what)
+            raise self._fault(f"no folder below {shown} holds an image in a class folder{lost}", "Give another folder")
         too_high = _look_like_data_dirs(found)
         if too_high and not self.hparams.environments:
             raise self._fault(
@@ -200,7 +221,8 @@ class Folder(Dataset):
         if empty:
             rest = ",".join(name for name in found if name not in empty)
             raise self._fault(
-                f"{some(empty)} in {shown} {'holds' if len(empty) == 1 else 'hold'} no image",
+                f"{some(empty)} in {shown} {'holds' if len(empty) == 1 else 'hold'} no image"
+                + "".join(f" ({name!r}: not read: {unread[name]})" for name in empty[:3] if unread[name]),
                 f"Fill or move {'it' if len(empty) == 1 else 'them'}, or name the environments: environments={rest}",
             )
 
@@ -251,7 +273,7 @@ def _look_like_data_dirs(found: dict[str, list[FoundImage]]) -> list[str]:
     the same from one to the next (cats and dogs of one camera and of another). Against the latter, class folders that
     environments share are believed (cats and dogs, each with a folder for the left and the right side).
     """
-    classes = [folder for inside in found.values() for folder in {image.folder for image in inside}]
+    classes = [folder for inside in found.values() for folder in {plain(image.folder) for image in inside}]
     if labels.order(classes).ordinal:
         return []
     shared = len(set(classes)) < len(classes)
@@ -259,7 +281,7 @@ def _look_like_data_dirs(found: dict[str, list[FoundImage]]) -> list[str]:
     for name, inside in found.items():
         nested: dict[str, set[str | None]] = defaultdict(set)
         for image in inside:
-            nested[image.folder].add(image.nested)
+            nested[plain(image.folder)].add(image.nested and plain(image.nested))
         names = set().union(*nested.values())
         if names and None not in names:
             grades = all(labels.grade(folder) is not None for folder in names if folder)
@@ -271,42 +293,4 @@ def _look_like_data_dirs(found: dict[str, list[FoundImage]]) -> list[str]:
 def _group(pattern: re.Pattern[str] | None, environment: str, name: str) -> str:
     match = pattern.search(os.path.splitext(name.rpartition("/")[2])[0]) if pattern else None
     patient = match and (match[1] if match.re.groups else match[0])
-    return f"{environment}/{patient}" if patient else name  # a name has more slashes: never another's patient
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(images.IMAGE_SUFFIXES)
-
-
-def folders_in(folder: Path) -> list[str]:
-    """Return the names of the folders in `folder`, sorted, without the hidden ones."""
-    return sorted(entry.name for entry in _visible(folder) if os.path.isdir(entry))
-
-
-def _visible(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            # What macOS adds to a zip file looks like folders of images.
-            yield from (entry for entry in entries if entry.name[0] != "." and entry.name != "__MACOSX")
-    except OSError as error:
-        raise UserError(f"can't read the folder {os.fspath(folder)!r}: {error.strerror}") from None
-
-
-def images_below(folder: str | os.PathLike[str], parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the parts of the path of every image below `folder`, `parts` first."""
-    for entry in _visible(folder):
-        if _is_image(entry.name):  # without asking the file system what it is: listing stays fast
-            yield (*parts, entry.name)
-        elif os.path.isdir(entry) and not (entry.is_symlink() and _is_loop(entry.path)):
-            yield from images_below(entry.path, (*parts, entry.name))
-
-
-def _is_loop(link: str) -> bool:
-    real = os.path.realpath(link)
-    return os.path.commonpath([real, os.path.realpath(os.path.dirname(link))]) == real
-
-
-def some(names: Iterable[str]) -> str:
-    """Return the first three of these names, and how many more there are, for a message."""
-    names = sorted(names)
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{environment}/{plain(patient)}" if patient else name  # a name has more slashes: never another's patient

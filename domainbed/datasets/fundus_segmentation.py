@@ -1,39 +1,64 @@
 """Fundus photographs with masks of vessels, the optic disc or lesions, from one publisher or several.
 
+An environment is a publisher's folder as it comes (`fundus_layouts`), at most two levels down, or one of your own:
+
     <environment>/images/<name>.jpg                 <environment>/masks/<kind>/<name>_EX.png
     <environment>/<split>/images/<name>.jpg         <environment>/<split>/mask/<name>_1stHO.png
 
-An environment is a folder that holds `images`, with train, val and test folders between where they are given; `masks`
-has a folder for each kind, `mask` has the masks themselves. Masks are named as their image, which `_` and anything may
-follow. Folders below `images` are repeated below `masks/<kind>` and `mask`; without them, masks are matched by file
-name, which one photograph alone may then have. Masks without a folder of their kind are of `vessels` where their names
-end as CHASE_DB1's (1stHO) and DRIVE's (manual1) do, else of `mask`. A kind `ignore` marks what nobody labelled.
+It holds `images`, with train, val and test folders between where they are given; `masks` has a folder for each kind,
+`mask` has the masks themselves. Masks are named as their image, which `_` and anything may follow. Folders below
+`images` are repeated below `masks/<kind>` and `mask`; without them, masks are matched by file name, which one
+photograph alone may then have. Masks without a folder of their kind are of `vessels` where their names end as
+CHASE_DB1's (1stHO) and DRIVE's (manual1) do, else of `mask`; those of a second observer (2ndHO, manual2) are passed
+over.
 
-data_dir is such a folder, or holds several: IDRiD (Porwal et al. 2018), CHASE_DB1 (Fraz et al. 2012). Other folders
-beside them are passed over.
+A kind `ignore` marks what nobody labelled. Neither did anybody label what is outside of a kind `field_of_view`, which
+is never learnt: `mask` is refused where it seems to be one.
+
+data_dir is such a folder, or holds several: DRIVE, STARE, HRF, CHASE_DB1, IDRiD, DDR. `notes` says what is passed over.
 """
 
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import AfterValidator
 
-from domainbed.datasets import images, splits
+from domainbed.datasets import fundus_layouts, images, splits
 from domainbed.datasets.base import UNLABELLED, Dataset, Sample
-from domainbed.datasets.folder import folders_in, images_below, some, valid_regex
-from domainbed.datasets.masks import IGNORED_KIND, MaskClasses, digest_files, read_files
+from domainbed.datasets.folder import valid_regex
+from domainbed.datasets.fundus_layouts import SECOND_OBSERVER, Found, Photograph
+from domainbed.datasets.labels import alike, plain
+from domainbed.datasets.listing import PassedOver, folders_in, images_below, some
+from domainbed.datasets.masks import (
+    FIELD_KIND,
+    NOT_LEARNT,
+    MaskClasses,
+    digest_files,
+    looks_like_field_of_view,
+    read_files,
+)
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names
 from domainbed.registry import DATASETS
 
 LESIONS = ("microaneurysms", "haemorrhages", "hard_exudates", "soft_exudates")
-_VESSELS = re.compile("_(1stHO|manual1)$", re.IGNORECASE)
+#: What the name of a mask without a folder of its kind ends in.
+_KIND_OF_ENDING = (
+    (re.compile("_(1stHO|manual1)$", re.IGNORECASE), "vessels"),
+    (re.compile("_(2ndHO|manual2)$", re.IGNORECASE), SECOND_OBSERVER),
+)
+#: Names of a folder of masks that mean the field of view.
+_FIELD = re.compile("fov|field[ _-]?of[ _-]?view", re.IGNORECASE)
+#: Kind of masks of which nothing says what they show.
+_UNNAMED = "mask"
 _MASK_FOLDERS = ("masks", "mask")
+_PROBED = 3
 _PLACE_OF_MASK = (
     "Give each mask, in masks/<kind> or in mask, the folders and the name of its photograph in images, which '_' and "
     "anything may follow"
@@ -42,7 +67,7 @@ _PLACE_OF_MASK = (
 
 @DATASETS.register("FundusSegmentation")
 class FundusSegmentation(Dataset):
-    """Fundus photographs with masks: IDRiD_segmentation, CHASE_DB1, or your own images/ and masks/<kind>/.
+    """Fundus photographs with masks: DRIVE, STARE, HRF, CHASE_DB1, IDRiD, DDR, or your own images/ and masks/<kind>/.
 
     Environments are publishers' folders; there are no labels. The given split is kept. The two eyes of a child of
     CHASE_DB1 are one patient.
@@ -67,20 +92,18 @@ class FundusSegmentation(Dataset):
 
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         super().__init__(data_dir, hparams)
-        found = self._environments(self._existing(data_dir))
-        self.environments, self.classes, self.samples = list(found), [], []
+        self.environments, self.classes, self.samples = [], [], []
         self._files: list[Path] = []
         self._masks: list[dict[str, Path]] = []
-        for number, (environment, root) in enumerate(found.items()):
-            for split, folder in _places(root):
-                self._add(number, environment, root, split, folder)
+        for environment, folder, photographs in self._environments(self._existing(data_dir)):
+            self._add(environment, folder, photographs)
         #: Every (environment, kind) of which there is a mask.
         self._marked = {
             (sample.environment, kind)
             for sample, masks in zip(self.samples, self._masks, strict=True)
             for kind in masks
         }
-        kinds = {kind for _, kind in self._marked if kind != IGNORED_KIND}
+        kinds = {kind for _, kind in self._marked if kind not in NOT_LEARNT}
         if kinds:
             self.masks = MaskClasses(tuple(sorted(kinds)), exclusive=False)
 
@@ -101,7 +124,7 @@ class FundusSegmentation(Dataset):
 
         Args:
             index: of the photograph.
-            kinds: those wanted, beside `ignore`; None for all.
+            kinds: those wanted, beside `ignore` and `field_of_view`; None for all.
 
         Raises:
             UnreadableImage: the photograph or a mask can't be decoded whole, or they are of different sizes.
@@ -139,7 +162,7 @@ class FundusSegmentation(Dataset):
 
     def _paths(self, index: int, kinds: Collection[str] | None) -> dict[str, Path]:
         found = self._masks[index]
-        return {kind: found[kind] for kind in found if kinds is None or kind in kinds or kind == IGNORED_KIND}
+        return {kind: found[kind] for kind in found if kinds is None or kind in kinds or kind in NOT_LEARNT}
 
     def _existing(self, data_dir: Path | None) -> Path:
         if data_dir is None:
@@ -149,37 +172,121 @@ class FundusSegmentation(Dataset):
             raise self._fault(f"{str(root)!r} is a file" if root.exists() else f"there is no {str(root)!r}")
         return root
 
-    def _environments(self, root: Path) -> dict[str, Path]:
-        """Return the folder of every environment that is read."""
-        found = {name: root / name for name in folders_in(root) if _places(root / name)}
-        if _places(root):
-            found = {root.resolve().name: root}
-        if not found:
-            raise self._fault(f"neither {str(root)!r} nor a folder in it is one")
-        for name in self.hparams.environments or ():
+    def _environments(self, root: Path) -> list[tuple[str, Path, list[Photograph]]]:
+        """Return name, folder and photographs of every environment that is read."""
+        paths = ["/".join(parts) for parts in images_below(root, ())]
+        if (source := _source(root, paths, levels=0)) is not None:
+            found = {plain(root.resolve().name): (root, source)}
+        else:
+            found = self._below(root, paths)
+        wanted = [plain(name) for name in self.hparams.environments or found]
+        for name in wanted:
             if name not in found:
                 raise UserError(f"no environment {name!r} in {str(root)!r}{did_you_mean(name, found)}")
-        return {name: found[name] for name in self.hparams.environments or found}
+        for group in alike(found):
+            self.notes.append(f"the environments {' and '.join(map(repr, group))} differ in case or punctuation alone")
+        return [(name, *self._read(name, *found[name])) for name in wanted]
 
-    def _add(self, number: int, environment: str, root: Path, split: str | None, folder: Path) -> None:
-        """Add the photographs of a folder with their masks."""
+    def _below(self, root: Path, paths: Sequence[str]) -> dict[str, tuple[Path, "Source"]]:
+        """Return the folders in `root` that are environments, by name."""
+        found: dict[str, tuple[Path, Source]] = {}
+        others = []
+        passed_over = PassedOver()
+        for name in folders_in(root, passed_over):
+            inside = [path.removeprefix(f"{name}/") for path in paths if path.startswith(f"{name}/")]
+            source = _source(root / name, inside, levels=2)
+            if source is None:
+                others.append((name, fundus_layouts.why_not(inside)))
+            elif plain(name) in found:
+                raise UserError(
+                    f"{str(root)!r} has two folders {plain(name)!r}: {found[plain(name)][0].name!a} and {name!a}. "
+                    "Rename one, or put them into one folder"
+                )
+            else:
+                found[plain(name)] = (root / name, source)
+        if not found:
+            unread = PassedOver()
+            list(images_below(root, (), unread))
+            why = fundus_layouts.why_not(paths) or unread.what_is_unread()
+            raise self._fault(f"neither {str(root)!r} nor a folder in it is one" + (f" ({why})" if why else ""))
+        if others and not self.hparams.environments:
+            names = some(name for name, _ in others)
+            self.log.append(f"{str(root)!r}: passed over, because they hold no photographs with masks: {names}")
+            self.notes += [f"{name!r} is passed over: {why}" for name, why in others if why]
+        passed_over.report(repr(str(root)), 0, self.log, self.notes)
+        return found
+
+    def _read(self, environment: str, folder: Path, source: "Source") -> tuple[Path, list[Photograph]]:
+        """Return the folder of an environment and its photographs; note what is there and not read."""
+        where = f"environment {environment!r}"
+        passed_over = PassedOver()
+        others = {"/".join(parts) for parts in images_below(folder, (), passed_over)}
+        if isinstance(source, Found):
+            self.log.append(f"{where} is laid out as {source.layout.publisher}")
+            photographs, left_out = source.photographs(folder)
+            second = list(source.files[SECOND_OBSERVER].values())
+            others -= source.paths
+            if left_out:
+                self.notes.append(
+                    f"{where}: {len(left_out)} photographs are left out, as their split has no masks: {some(left_out)}"
+                )
+        else:
+            photographs = [one for split, place in source for one in _photographs_of_place(place, split)]
+            used = [path for one in photographs for path in (one.path, *one.masks.values())]
+            others -= {path.relative_to(folder).as_posix() for path in used}
+            second = [mask.name for one in photographs if (mask := one.masks.pop(SECOND_OBSERVER, None))]
+            _refuse_unnamed_fields(folder, photographs, others)
+        if second:
+            self.log.append(f"{where}: {len(second)} masks of a second observer are passed over: {some(second)}")
+        if fields := sum(FIELD_KIND in one.masks for one in photographs):
+            self.log.append(f"{where}: pixels outside of {fields} masks of the field of view count as unlabelled")
+        if others:
+            self.log.append(f"{where}: {len(others)} other images are passed over: {some(others)}")
+        passed_over.report(where, len(photographs), self.log, self.notes)
+        return folder, photographs
+
+    def _add(self, environment: str, root: Path, photographs: Sequence[Photograph]) -> None:
+        """Add an environment."""
         pattern = re.compile(self.hparams.group_pattern) if self.hparams.group_pattern else None
-        photographs = _photographs_in(folder)
-        masks = _masks_of(folder, photographs)
-        for key, path in sorted(photographs.items()):
-            name = f"{environment}/{path.relative_to(root).as_posix()}"
-            match = pattern.search(path.stem) if pattern else None
+        for photograph in photographs:
+            name = f"{environment}/{photograph.path.relative_to(root).as_posix()}"
+            match = pattern.search(photograph.path.stem) if pattern else None
             patient = match and (match[1] if match.re.groups else match[0])
-            group = f"{environment}/{patient}" if patient else name
-            self.samples.append(Sample(number, name, UNLABELLED, group, split))
-            self._files.append(path)
-            self._masks.append(masks[key])
+            group = f"{environment}/{plain(patient)}" if patient else name
+            self.samples.append(Sample(len(self.environments), name, UNLABELLED, group, photograph.split))
+            self._files.append(photograph.path)
+            self._masks.append(photograph.masks)
+        self.environments.append(environment)
 
     def _fault(self, found: str) -> UserError:
         return UserError(
             f"{self.name} needs {self.layout}, but {found}. Give such a folder, one that has them in train and test "
-            "folders, or one that holds several"
+            "folders, that of a publisher, or one that holds several"
         )
+
+
+#: What a publisher's layout found, or the folders of one's own layout with their splits.
+Source = Found | list[tuple[str | None, Path]]
+
+
+def _source(folder: Path, paths: Sequence[str], levels: int) -> Source | None:
+    """Return where the photographs of an environment and their masks are; None where it is none.
+
+    Args:
+        folder: of the environment. paths: of the images in it.
+        levels: how far down a publisher's folder may be.
+
+    Raises:
+        UserError: there are several publishers' folders.
+    """
+    found = [one for one in fundus_layouts.match(paths) if one.base.count("/") <= levels]
+    here = [one for one in found if not one.base]
+    if not here and (places := _places(folder)):
+        return places
+    if len(chosen := here or found) > 1:
+        names = " and ".join(f"{one.layout.publisher} in {str(folder / one.base)!r}" for one in chosen)
+        raise UserError(f"{str(folder)!r} holds several data sets: {names}. Give each its folder in --data_dir")
+    return chosen[0] if chosen else None
 
 
 def _places(folder: Path) -> list[tuple[str | None, Path]]:
@@ -195,6 +302,37 @@ def _places(folder: Path) -> list[tuple[str | None, Path]]:
 
 def _is_place(folder: Path) -> bool:
     return (folder / "images").is_dir() and any((folder / name).is_dir() for name in _MASK_FOLDERS)
+
+
+def _photographs_of_place(folder: Path, split: str | None) -> list[Photograph]:
+    """Return the photographs in `folder`/images with their masks."""
+    photographs = _photographs_in(folder)
+    masks = _masks_of(folder, photographs)
+    return [Photograph(path, split, masks[name]) for name, path in sorted(photographs.items())]
+
+
+def _refuse_unnamed_fields(folder: Path, photographs: Sequence[Photograph], others: Collection[str]) -> None:
+    """Raise `UserError` where masks of which nothing says what they show seem to be of the field of view.
+
+    Args:
+        folder: of the environment. photographs: in it. others: images in it that are neither these nor their masks.
+    """
+    unnamed = [photograph.masks[_UNNAMED] for photograph in photographs if _UNNAMED in photograph.masks]
+    if not unnamed:
+        return
+    why = ""
+    if others and all(path.stem.lower().endswith("_mask") for path in unnamed):
+        why = f"their names end in _mask, and others may hold the segmentations: {some(others)}"
+    with suppress(images.UnreadableImage):  # said by name when the images are read
+        # The one look at pixels before training: a network that learns this mask looks perfect, and has learnt nothing.
+        if all(looks_like_field_of_view(images.read_mask(path)) for path in unnamed[:_PROBED]):
+            why = "they cover a disc"
+    if why:
+        raise UserError(
+            f"{folder}: {len(unnamed)} masks such as {unnamed[0].name} seem to be of the field of view: {why}. Move "
+            "them to masks/field_of_view, so that what is outside of it counts as unlabelled, and those that are to be "
+            "learnt to masks/<kind>"
+        )
 
 
 def _photographs_in(folder: Path) -> dict[str, Path]:
@@ -231,9 +369,10 @@ def _masks_of(folder: Path, photographs: Mapping[str, Path]) -> dict[str, dict[s
         for parts in sorted(images_below(folder / top, ())) if (folder / top).is_dir() else ():
             *folders, file = parts
             stem = os.path.splitext(file)[0]
-            kind = "vessels" if _VESSELS.search(stem) else "mask"
+            kind = next((kind for ending, kind in _KIND_OF_ENDING if ending.search(stem)), _UNNAMED)
             if top == "masks" and folders:
-                kind = folders.pop(0)
+                kind = plain(folders.pop(0))
+                kind = FIELD_KIND if _FIELD.fullmatch(kind) else kind
             path = folder.joinpath(top, *parts)
             possible = _photographs_of(folders, stem, namesakes)
             if not possible:

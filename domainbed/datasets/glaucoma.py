@@ -14,7 +14,9 @@ from pydantic import AfterValidator
 
 from domainbed.datasets import labels, splits
 from domainbed.datasets.augment import AUGMENTATIONS
-from domainbed.datasets.folder import Folder, FoundImage, folders_in, images_below, some, valid_regex
+from domainbed.datasets.folder import Folder, FoundImage, valid_regex
+from domainbed.datasets.labels import plain
+from domainbed.datasets.listing import PassedOver, folders_in, images_below, images_in, some
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names, names_in
 from domainbed.registry import DATASETS
@@ -48,7 +50,9 @@ class Glaucoma(Folder):
     hparams: HParams
 
     def _find(self) -> dict[str, list[FoundImage]]:
-        tops = [name for name in folders_in(self._root) if splits.spelled(name)]
+        passed_over = PassedOver()
+        folders = folders_in(self._root, passed_over)
+        tops = [name for name in folders if splits.spelled(name)]
         if not tops:
             raise self._fault(
                 f"{str(self._root)!r} holds no folder of a split", "Give the folder that holds train, val and test"
@@ -56,7 +60,7 @@ class Glaucoma(Folder):
         pattern = re.compile(self.hparams.environment_pattern)
         found: dict[str, list[FoundImage]] = defaultdict(list)
         strange, unnamed = [], []
-        for path in (path for top in tops for path in images_below(self._root / top, (top,))):
+        for path in (path for top in tops for path in images_below(self._root / top, (top,), passed_over)):
             name = "/".join(path)
             match = pattern.search(path[-1].rpartition(".")[0])
             environment = match and (match[1] if pattern.groups else match[0])
@@ -65,7 +69,7 @@ class Glaucoma(Folder):
             elif not environment:
                 unnamed.append(name)
             else:
-                found[environment].append(FoundImage(name, path[1], None, splits.spelled(path[0])))
+                found[plain(environment)].append(FoundImage(name, path[1], None, splits.spelled(path[0])))
         if strange:
             raise self._fault(
                 f"{str(self._root)!r} has other images: {some(strange)}", "Move them into such folders, or away"
@@ -75,12 +79,19 @@ class Glaucoma(Folder):
                 f"Glaucoma: environment_pattern = {pattern.pattern!r} finds no environment in {some(unnamed)}. Rename "
                 "these files, or give a pattern that matches"
             )
+        shown = repr(str(self._root))
         if not found:
-            raise self._fault(f"{str(self._root)!r} holds no image", "Give another folder")
-        for name in self.hparams.environments or ():
+            unread = f" ({passed_over.what_is_unread()})" if passed_over.unread else ""
+            raise self._fault(f"{shown} holds no image{unread}", "Give another folder")
+        wanted = [plain(name) for name in self.hparams.environments or found]
+        for name in wanted:
             if name not in found:
-                raise UserError(f"no environment {name!r} in {str(self._root)!r}{did_you_mean(name, found)}")
-        return {name: found[name] for name in self.hparams.environments or found}
+                raise UserError(f"no environment {name!r} in {shown}{did_you_mean(name, found)}")
+        beside = sorted({*folders, *images_in(self._root)} - {*tops})
+        if beside:
+            self.log.append(f"{shown}: in no folder of a split, so not read: {some(beside)}")
+        passed_over.report(shown, sum(map(len, found.values())), self.log, self.notes)
+        return {name: found[name] for name in wanted}
 
     def _order(self, folders: set[tuple[str, str]]) -> labels.Scale:
         return labels.Scale(["no_glaucoma", "glaucoma"], {"0": 0, "1": 1}, ordinal=False)

@@ -2,9 +2,14 @@
 
 Folders and manifests name their classes; alphabetical order would put mild before no_dr and 10 before 9. `order` finds
 the order that the names mean. A data set without one (cats, dogs) is sorted by name.
+
+Names are compared as people read them, not by their bytes (`plain`): macOS stores an accent apart from its letter, and
+copied text brings spaces that nobody sees.
 """
 
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -45,6 +50,44 @@ class Scale:
     ordinal: bool
 
 
+def plain(name: str) -> str:
+    """Return the name that people read: composed Unicode (NFC), single spaces between words, nothing invisible.
+
+    Zero-width characters are removed; no-break and other wide or narrow spaces become plain ones. A name of which
+    nothing would remain is returned as it is.
+    """
+    if name.isascii() and "  " not in name:
+        return name.strip(" ") or name
+    visible = (" " if unicodedata.category(c) == "Zs" else c for c in name if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFC", re.sub(" +", " ", "".join(visible)).strip(" ")) or name
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of names that differ in case, spaces or punctuation alone, sorted."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(set(names)):
+        letters = "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name).casefold()))
+        groups[letters or name].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def same(what: str, spellings: Iterable[str]) -> list[str]:
+    """Return a line for every name that is spelled in several ways that look the same (see `plain`).
+
+    Args:
+        what: the names stand for, such as "class".
+        spellings: as they are on disk.
+    """
+    ways = defaultdict(set)
+    for spelling in spellings:
+        ways[plain(spelling)].add(spelling)
+    return [
+        f"{what} {name!r} is read from {len(group)} spellings that look alike: {', '.join(map(ascii, sorted(group)))}"
+        for name, group in sorted(ways.items())
+        if len(group) > 1
+    ]
+
+
 def grade(name: str) -> int | None:
     """Return the grade of diabetic retinopathy, 0 to 4, that a class name spells; None where it spells none."""
     if integer := _INTEGER.fullmatch(name):
@@ -67,8 +110,15 @@ def order(names: Iterable[str]) -> Scale:
       a spelling names the disease the classes are all five, so that a grade nobody has shifts no other; where it is
       severity alone (normal, mild, severe) they are those that occur.
     - Everything else is sorted by name, and not ordinal.
+
+    Names that `plain` makes equal are one class.
     """
-    names = sorted(set(names))
+    plain_of = {name: plain(name) for name in names}
+    scale = _order(sorted(set(plain_of.values())))
+    return Scale(scale.classes, {name: scale.index[text] for name, text in plain_of.items()}, scale.ordinal)
+
+
+def _order(names: list[str]) -> Scale:
     numbers = [_INTEGER.fullmatch(name) for name in names]
     if names and all(numbers):
         values = [int(number[1]) for number in numbers if number]

@@ -8,7 +8,8 @@ out, or empty in some rows. Paths are relative to the table's folder. Other colu
 
 A column `mask_<kind>` holds masks of one kind, 0 and one other value; kinds may overlap. A column `mask` is one more
 kind of that name, unless `mask_classes` names what its values 0, 1, 2, … stand for: then it holds one class for each
-pixel, the background first, and 255 where nobody labelled. `mask_ignore` marks such pixels for any of them.
+pixel, the background first, and 255 where nobody labelled. `mask_ignore` marks such pixels for any of them, and
+`mask_field_of_view` those outside of which they are.
 
 CSV has commas, semicolons or tabs between its fields; JSON is a list of objects with these keys.
 """
@@ -26,7 +27,8 @@ import numpy as np
 
 from domainbed.datasets import images, labels, splits
 from domainbed.datasets.base import UNLABELLED, Dataset, Sample, read_file
-from domainbed.datasets.masks import IGNORED_KIND, MaskClasses, digest_files, read_files
+from domainbed.datasets.labels import plain
+from domainbed.datasets.masks import NOT_LEARNT, MaskClasses, digest_files, read_files
 from domainbed.datasets.preprocess import Preprocess
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Names
@@ -64,7 +66,7 @@ class Manifest(Dataset):
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         super().__init__(data_dir, hparams)
         self._table = _find_table(data_dir)
-        rows = _read_table(self._table)
+        rows = [(number, _with_plain_names(row)) for number, row in _read_table(self._table)]
         _check(self._table, rows)
         rows.sort(key=lambda numbered: (numbered[1]["environment"], _name(numbered[1])))  # in whatever order they stand
         scale = labels.order(row["label"] for _, row in rows if row.get("label"))
@@ -78,7 +80,7 @@ class Manifest(Dataset):
             group = row.get("group") or name
             self.samples.append(Sample(number[environment], name, label, group, splits.spelled(row.get("split", ""))))
             self._masks.append({_kind(column): row[column] for column in row if _kind(column) and row[column]})
-        kinds = sorted({kind for found in self._masks for kind in found if kind != IGNORED_KIND})
+        kinds = sorted({kind for found in self._masks for kind in found if kind not in NOT_LEARNT})
         if hparams.mask_classes is not None:
             self.masks = self._exclusive(hparams.mask_classes, kinds)
         elif kinds:
@@ -106,7 +108,7 @@ class Manifest(Dataset):
 
         Args:
             index: of the image.
-            kinds: those wanted, beside `mask_ignore`; None for all.
+            kinds: those wanted, beside `mask_ignore` and `mask_field_of_view`; None for all.
 
         Raises:
             UnreadableImage: the image or a mask can't be decoded whole, or they are of different sizes.
@@ -143,7 +145,7 @@ class Manifest(Dataset):
         return images.digest(self._path(self.samples[index].name))
 
     def _mask_paths(self, index: int, kinds: Collection[str] | None) -> dict[str, Path]:
-        wanted = self._masks[index].keys() if kinds is None else {*kinds, IGNORED_KIND}
+        wanted = self._masks[index].keys() if kinds is None else {*kinds, *NOT_LEARNT}
         return {kind: self._path(path) for kind, path in self._masks[index].items() if kind in wanted}
 
     def _exclusive(self, names: list[str], kinds: list[str]) -> MaskClasses:
@@ -279,6 +281,11 @@ def _check(table: Path, rows: Rows) -> None:
             f"{table}: none of its first {min(len(seen), _PROBED)} paths exists, such as {next(iter(seen))!r}. "
             f"Paths are relative to the table's folder"
         )
+
+
+def _with_plain_names(row: dict[str, str]) -> dict[str, str]:
+    """Return a row whose names are spelled in one way (`labels.plain`); paths keep the bytes that are on disk."""
+    return row | {column: plain(row[column]) for column in ("environment", "label", "group", "split") if column in row}
 
 
 def _name(row: dict[str, str]) -> str:

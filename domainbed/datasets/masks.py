@@ -26,6 +26,12 @@ IGNORE = 255
 MAX_KINDS = 7
 #: Name of the masks, among those of an image, that mark what nobody labelled.
 IGNORED_KIND = "ignore"
+#: Name of the masks that mark what the camera shows of the eye: nobody labelled what is outside.
+FIELD_KIND = "field_of_view"
+#: Kinds that say which pixels are labelled, and are never learnt.
+NOT_LEARNT = frozenset({IGNORED_KIND, FIELD_KIND})
+#: Share of the picture that a mask of the field of view covers at least; an optic disc covers a few percent.
+_LEAST_FIELD = 0.4
 
 
 @dataclass(frozen=True)
@@ -76,15 +82,40 @@ def to_plane(masks: Mapping[str, np.ndarray], classes: MaskClasses) -> np.ndarra
     else:
         plane = np.zeros(next(iter(found.values())).shape, np.uint8)
         for bit, name in enumerate(classes.names):
-            values = np.unique(found[name]).tolist()
-            if len(values) > 2 or (len(values) == 2 and values[0] != 0):
-                raise UnreadableImage(
-                    f"its mask of {name} holds the values {_some(values)}; a mask of one kind is 0 and one other value"
-                )
-            plane |= (found[name] != 0).astype(np.uint8) << bit
+            plane |= _marked(name, found[name]).astype(np.uint8) << bit
     if IGNORED_KIND in masks:
         plane = np.where(masks[IGNORED_KIND] != 0, np.uint8(IGNORE), plane)
     return plane
+
+
+def _marked(kind: str, mask: np.ndarray) -> np.ndarray:
+    """Return bool (H, W): what a mask of one kind, uint8 (H, W), marks.
+
+    Raises:
+        UnreadableImage: it holds more than 0 and one other value.
+    """
+    values = np.unique(mask).tolist()
+    if len(values) > 2 or (len(values) == 2 and values[0] != 0):
+        raise UnreadableImage(
+            f"its mask of {kind} holds the values {_some(values)}; a mask of one kind is 0 and one other value"
+        )
+    return mask != 0
+
+
+def looks_like_field_of_view(mask: np.ndarray) -> bool:
+    """Whether a mask, uint8 (H, W), covers a large disc, whole or cut off at the frame, and leaves the corners free."""
+    marked = mask != 0
+    corners = marked[[0, 0, -1, -1], [0, -1, 0, -1]]
+    if corners.any() or marked.mean() < _LEAST_FIELD:
+        return False
+    down, across = marked.any(axis=1), marked.any(axis=0)
+    if marked[down][:, across].mean() > 0.98:  # a rectangle
+        return False
+    for lines in (marked[down], marked.T[across]):  # a disc has no holes: what crosses it is marked in one piece
+        first, last = lines.argmax(axis=1), lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)
+        if lines.sum() < 0.98 * (last - first + 1).sum():
+            return False
+    return True
 
 
 def labelled_values(planes: Iterable[np.ndarray]) -> set[int]:
@@ -113,11 +144,12 @@ def read_files(paths: Mapping[str, Path], image: np.ndarray) -> dict[str, np.nda
     """Return mask files by name, uint8 (h, w), with the values that they store.
 
     Args:
-        paths: of the files.
+        paths: of the files. One of the field of view comes back as the mask `IGNORED_KIND` of what is outside of it,
+            together with a mask of that name where there is one.
         image: uint8 (h, w, C), as it was read.
 
     Raises:
-        UnreadableImage: a file can't be decoded whole, or is of another size than the image.
+        UnreadableImage: a file can't be decoded whole, is of another size than the image, or is an empty field of view.
     """
     masks = {}
     for name, path in paths.items():
@@ -130,6 +162,11 @@ def read_files(paths: Mapping[str, Path], image: np.ndarray) -> dict[str, np.nda
             raise UnreadableImage(
                 f"its mask of {name} has {theirs} pixels, the image has {ours}; save both at one size"
             )
+    if FIELD_KIND in masks:
+        field = _marked(FIELD_KIND, masks.pop(FIELD_KIND))
+        if not field.any():
+            raise UnreadableImage(f"its mask of {FIELD_KIND} is empty, so nothing in the image would be labelled")
+        masks[IGNORED_KIND] = (~field | (masks.get(IGNORED_KIND, np.uint8(0)) != 0)).astype(np.uint8)
     return masks
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from domainbed.datasets.base import Dataset, Sample
 from domainbed.datasets.download import RemoteFile, fetch
-from domainbed.datasets.folder import folders_in
+from domainbed.datasets.listing import folders_in
 from domainbed.datasets.preprocess import PREPROCESSINGS
 from domainbed.datasets.sources import Rows, SourceDataset
 from domainbed.errors import UserError

@@ -14,7 +14,8 @@ from typing import Annotated, ClassVar
 
 from domainbed.datasets import splits
 from domainbed.datasets.augment import AUGMENTATIONS
-from domainbed.datasets.folder import Folder, FoundImage, folders_in, some
+from domainbed.datasets.folder import Folder, FoundImage
+from domainbed.datasets.listing import folders_in, some
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Names, names_in
 from domainbed.registry import DATASETS

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from domainbed.datasets import leakage, masks, splits
 from domainbed.datasets.base import UNLABELLED, Dataset
+from domainbed.datasets.labels import plain
 from domainbed.datasets.masks import MaskClasses
 from domainbed.datasets.packed import Rows, pack
 from domainbed.errors import UserError
@@ -148,7 +149,7 @@ def check_same_images(path: Path, now: str) -> None:
             f"{path}: {error.strerror}; it says which images the run began with. Start another run"
         ) from None
     after = now.splitlines()
-    if before == after:
+    if before == after or _as_compared(before) == _as_compared(after):
         return
     names = list(dict.fromkeys(line.partition(",")[0] for line in sorted(set(before) ^ set(after))))
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -157,6 +158,14 @@ def check_same_images(path: Path, now: str) -> None:
         f"the images are not those that this run began with ({path}): {differ if names else 'their order differs'}. "
         "Put the data back as they were, or start another run"
     )
+
+
+def _as_compared(lines: list[str]) -> list[list[str]]:
+    """Return the rows of an images.csv, classes and groups as `plain` spells them: earlier runs wrote them as found."""
+    try:
+        return [[*row[:3], *map(plain, row[3:5]), *row[5:]] for row in csv.reader(lines)]
+    except csv.Error:
+        return [lines]
 
 
 def check_same_classes(place: Path, learnt: list[str], images: Images) -> None:

@@ -17,6 +17,7 @@ from math import ceil
 import numpy as np
 
 from domainbed.datasets.base import Sample
+from domainbed.datasets.labels import plain
 from domainbed.errors import UserError
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -28,7 +29,7 @@ _SPELLINGS = {
 
 def spelled(name: str) -> str | None:
     """Return the split that a folder or a table's cell names, None where it names none."""
-    return _SPELLINGS.get(name.strip().lower())
+    return _SPELLINGS.get(plain(name).lower())
 
 
 def assign(samples: Sequence[Sample], trial_seed: int, holdout_fraction: float) -> np.ndarray:

@@ -20,7 +20,8 @@ from pydantic import AfterValidator
 
 from domainbed.datasets import images
 from domainbed.datasets.base import Sample
-from domainbed.datasets.folder import Folder, folders_in, valid_regex
+from domainbed.datasets.folder import Folder, valid_regex
+from domainbed.datasets.listing import folders_in
 from domainbed.datasets.preprocess import Preprocess
 from domainbed.errors import UserError
 from domainbed.hparams import Field, PositiveInt

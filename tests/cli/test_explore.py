@@ -18,12 +18,17 @@ def explored(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 def test_a_folder_is_described_in_tables(photographs: Path, tmp_path: Path, capfd, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (photographs / "camera1" / "0" / "00.png").write_bytes(b"")
+    (photographs / "camera2" / "$RECYCLE.BIN").mkdir()
+    for index in range(30):
+        (photographs / "camera2" / f"{index}.dcm").touch()
     status, out, _ = explored(capfd, photographs)
     assert status == 0
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "DR: 71 images of 3 environments" in lines
     assert "camera1 23 23 11 0 12 0 0 20 x 20 PNG 23" in lines
     assert "camera1/0/00.png: an empty file" in lines
+    assert any(line.startswith("NOTE: environment 'camera2': not read: 30 .dcm, such as 'camera2/") for line in lines)
+    assert any(line.endswith("programs leave it behind: 1 $RECYCLE.BIN") for line in lines)
     assert any(line.startswith("NOTE: these are no photographs of retinas") for line in lines)
     assert any(line.startswith("colour and light 1.000 [1.000, 1.000]") for line in lines)  # they differ in brightness
     assert any(line.startswith("chance is 0.333") for line in lines)

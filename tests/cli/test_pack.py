@@ -20,8 +20,11 @@ def pack(*words: object) -> int:
 
 
 def test_a_run_finds_what_was_packed_before(train, photographs: Path, cache: Path, capfd) -> None:
+    for index in range(30):
+        (photographs / "camera2" / f"{index}.dcm").touch()
     assert pack("--data_dir", photographs, "image_size=16") == 0
     out = capfd.readouterr().out
+    assert "WARNING: environment 'camera2': not read: 30 .dcm, such as 'camera2/" in out
     (store,) = Store.all(cache)
     count = len(list(photographs.rglob("*.png")))
     assert len(store.records()) == count and f"decoded {count} images" in out

@@ -59,3 +59,23 @@ def test_an_interrupt_says_how_to_go_on(
     out = tmp_path / "out.csv"
     assert cli.main(["predict", model, str(photographs), "--out", str(out), "--device", "cpu"]) == 130
     assert f"{out} holds what was done. Go on with the same command and --resume" in capsys.readouterr().err
+
+
+def test_what_is_passed_over_is_said(
+    model: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("scan.dcm", "$RECYCLE.BIN/x.png", "._00.png"):
+        path = photographs / "camera0" / "0" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((photographs / "camera0" / "0" / "00.png").read_bytes())
+    assert cli.main(["predict", model, str(photographs), "--out", str(tmp_path / "new.csv"), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(f"NOTE: {photographs}: not read: 1 .dcm, such as 'camera0/0/scan.dcm'" in line for line in lines)
+    assert (
+        f"NOTE: {photographs}: passed over, as systems and programs leave it behind: 1 $RECYCLE.BIN, 1 ._*.png" in lines
+    )
+    assert any(line.startswith("72 images,") for line in lines)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "1.dcm").touch()
+    assert cli.main(["predict", model, str(tmp_path / "scans"), "--out", str(tmp_path / "other.csv")]) == 2
+    assert "only files that are not read: 1 .dcm, such as '1.dcm'" in capsys.readouterr().err

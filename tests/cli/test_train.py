@@ -1,14 +1,17 @@
 """How a run begins, is stopped and goes on, as the command line sees it. What it computes is in `test_trainer`."""
 
 import os
+import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from domainbed import cli
 from domainbed.cli.train import choose_targets
 from domainbed.errors import UserError
 from domainbed.records import RunFolder
@@ -129,3 +132,31 @@ def test_a_target_without_a_name_is_told_which_there_are(texts: list[str]) -> No
 def test_a_target_named_twice_is_refused(texts: list[str]) -> None:
     with pytest.raises(UserError, match="stands there twice. Name it once"):
         choose_targets("train_all", texts, ["a", "b", "c"])
+
+
+def test_what_is_not_read_is_in_the_log_and_names_are_compared_as_people_read_them(train, photographs: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "caméra") for form in ("NFC", "NFD"))
+    (photographs / "camera0").rename(photographs / apart)
+    (photographs / "$RECYCLE.BIN" / "S-1-5").mkdir(parents=True)
+    shutil.copy(photographs / "camera1" / "0" / "00.png", photographs / "$RECYCLE.BIN" / "S-1-5")
+    for index in range(30):
+        (photographs / "camera1" / "0" / f"{index}.dcm").touch()
+    (photographs / "camera2" / "labels.csv").touch()
+    run = [*RUN[:-1], composed]
+    status, out, _ = train("named", "--data_dir", photographs, *run)
+    assert status == 0
+    log, summary = ((FOLDER / "named" / name).read_text() for name in ("log.txt", "summary.md"))
+    unread = "environment 'camera1': not read: 30 .dcm, such as 'camera1/0/"
+    for text in (out, log):
+        assert "passed over, as systems and programs leave it behind: 1 $RECYCLE.BIN" in text
+        assert "environment 'camera2': not read: 1 .csv" in text
+        assert f"WARNING: {unread}" in text
+    assert unread in summary and "RECYCLE" not in summary and ".csv" not in summary
+    assert (FOLDER / "named" / f"te_{composed}" / "done").is_file()
+    command = ["evaluate", str(FOLDER / "named"), "--data_dir", str(photographs), "--device", "cpu", "--target", apart]
+    assert cli.main(command) == 0
+
+
+def test_a_target_is_found_whatever_the_bytes_of_its_name() -> None:
+    names = ["cam", unicodedata.normalize("NFC", "Mérida")]
+    assert choose_targets("train_all", [unicodedata.normalize("NFD", "Mérida"), "cam\u200b"], names) == [[1], [0]]

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from domainbed.datasets.folder import Folder
-from domainbed.datasets.images import UnreadableImage
+from domainbed.datasets.images import IMAGE_SUFFIXES, UnreadableImage
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
 
@@ -326,3 +327,116 @@ def test_a_large_jpeg_is_decoded_no_larger_than_needed_and_a_new_one_likewise(tm
         whole = data.preprocess(np.asarray(image))[0]
     assert np.array_equal(data.read(0), eighth) and not np.array_equal(data.read(0), whole)
     assert np.array_equal(data.read_new(path, data.hparams), eighth)
+
+
+CLUTTER = [
+    "$RECYCLE.BIN/S-1-5/x.jpg", "$Recycle.Bin/S-1-5/x.jpg", "RECYCLER/S-1-5/x.jpg", "System Volume Information/x.png",
+    "found.000/x.jpg", "__MACOSX/a/cat/1.jpg", "Network Trash Folder/x/1.jpg", "Temporary Items/x/1.jpg",
+    "@eaDir/1.jpg/SYNOPHOTO_THUMB_XL.jpg", "#recycle/cat/1.jpg", "#snapshot/cat/1.jpg", "@Recycle/cat/1.jpg",
+    ".Trash-1000/files/x.jpg", "lost+found/x/1.jpg", ".ipynb_checkpoints/cat/1-checkpoint.jpg", "__pycache__/x/1.png",
+    ".git/x/1.jpg",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("left_behind", CLUTTER)
+@pytest.mark.parametrize("place", ["", "a/", "a/cat/"])
+def test_what_systems_leave_behind_is_no_environment_no_class_and_no_image(tmp_path, left_behind, place):
+    write(tmp_path, "a/cat/1.jpg", "b/cat/1.jpg", place + left_behind)
+    data = folder(tmp_path)
+    assert data.environments == ["a", "b"] and data.classes == ["cat"]
+    assert [s.name for s in data.samples] == ["a/cat/1.jpg", "b/cat/1.jpg"]
+    (note,) = data.log
+    assert note.endswith(f"passed over, as systems and programs leave it behind: 1 {left_behind.split('/')[0]}")
+
+
+def test_clutter_is_counted_and_files_that_hold_no_image_are_not_mentioned(tmp_path):
+    write(tmp_path, "a/cat/1.jpg", "a/cat/._1.jpg", "a/dog/1.jpg", "a/dog/._1.jpg", "a/cat/@eaDir/1.jpg/x.jpg")
+    write(
+        tmp_path, "a/@eaDir/x.jpg", "a/cat/.hidden.PNG", "a/Thumbs.db", "desktop.ini", "a/.DS_Store", "a/cat/.DS_Store"
+    )
+    (note,) = folder(tmp_path).log
+    assert note.endswith(": 2 ._*.jpg, 2 @eaDir, 1 .*.png")
+
+
+def test_a_second_version_by_a_sync_client_is_passed_over_where_the_first_is_there(tmp_path):
+    copies = ["1 (Ann's conflicted copy 2024-03-01).jpg", "1.sync-conflict-20240301-101500-ABCDEFG.jpg"]
+    write(tmp_path, "a/cat/1.jpg", *(f"a/cat/{copy}" for copy in copies), "b/cat/2 (conflicted copy 2024-03-01).jpg")
+    data = folder(tmp_path)
+    assert [s.name for s in data.samples] == ["a/cat/1.jpg", "b/cat/2 (conflicted copy 2024-03-01).jpg"]
+    assert data.log[0].endswith("2 conflicted copies")
+
+
+def test_files_that_are_not_read_are_counted_by_suffix_for_each_environment(tmp_path):
+    write(tmp_path, "a/0/1.jpg", "b/0/1.jpg", *(f"b/1/{i}.dcm" for i in range(30)), "b/1/x.HEIC", "b/notes")
+    (note,) = folder(tmp_path).notes
+    assert note.startswith("environment 'b': not read: 30 .dcm, 1 .heic, 1 without a suffix, such as 'b/")
+    assert note.endswith(f"files that are read end in {' '.join(IMAGE_SUFFIXES)}")
+    few = folder(write(tmp_path / "few", *(f"a/0/{i}.jpg" for i in range(20)), "a/labels.csv"))
+    assert few.notes == [] and few.log[0].startswith("environment 'a': not read: 1 .csv")  # for the log, no warning
+
+
+def test_an_environment_of_other_files_alone_says_which_they_are(tmp_path):
+    write(tmp_path, "a/0/1.jpg", *(f"b/1/{i}.dcm" for i in range(30)))
+    text = message(tmp_path)
+    assert "'b' in" in text and "holds no image ('b': not read: 30 .dcm, such as 'b/1/" in text and ".jpg .jpeg" in text
+    assert "('b': not read: 30 .dcm" in message(tmp_path, environments=["b"])
+    (tmp_path / "flat").mkdir()
+    assert "no image, only files that are not read: 1 .dcm" in message(write(tmp_path / "flat", "1.dcm"))
+
+
+def test_images_and_broken_links_beside_the_environments_are_named(tmp_path):
+    write(tmp_path, "train/a/cat/1.jpg", "test/a/cat/2.jpg", "train/stray.jpg", "readme.png", "readme.txt")
+    (tmp_path / "train" / "hospital").symlink_to(tmp_path / "unplugged")
+    data = folder(tmp_path)
+    assert len(data.samples) == 2
+    assert data.log[0].endswith("in no environment, so not read: 'readme.png', 'train/stray.jpg'")
+    assert "not read: 1 links that lead nowhere, such as 'hospital'" in data.notes[0]
+
+
+COMPOSED, APART = (unicodedata.normalize(form, "Modéré") for form in ("NFC", "NFD"))
+
+
+def test_one_class_whatever_its_bytes(tmp_path):
+    assert COMPOSED != APART
+    write(tmp_path, f"a/{COMPOSED}/1.jpg", f"b/{APART}/2.jpg", f"a/{APART}\u200b/3.jpg", f"b/{COMPOSED}\u00a0/4.jpg")
+    write(tmp_path, "a/un peu/5.jpg", "b/un\u00a0peu /6.jpg")
+    data = folder(tmp_path)
+    assert data.classes == [COMPOSED, "un peu"]
+    assert {(tmp_path / s.name).name: data.classes[s.label] for s in data.samples} == {
+        **{f"{i}.jpg": COMPOSED for i in (1, 2, 3, 4)}, "5.jpg": "un peu", "6.jpg": "un peu",
+    }  # fmt: skip
+    assert all((tmp_path / s.name).exists() for s in data.samples)  # names keep the bytes that are on disk
+    assert any(note.startswith(f"class {COMPOSED!r} is read from 4 ") and ascii(APART) in note for note in data.log)
+
+
+def test_one_environment_whatever_its_bytes(tmp_path):
+    write(tmp_path, f"{COMPOSED}/cat/p1_a.jpg", f"{APART}/cat/p1_b.jpg", "cam/cat/1.jpg", "cam\u200d/cat/2.jpg")
+    data = folder(tmp_path, group_pattern="^(p1)_")
+    assert data.environments == [COMPOSED, "cam"]
+    assert [s.environment for s in data.samples] == [0, 0, 1, 1]
+    assert len({s.group for s in data.samples if s.environment == 0}) == 1
+    assert all((tmp_path / s.name).exists() for s in data.samples)
+    assert sum("is read from 2 spellings" in note for note in data.log) == 2
+    for typed in (COMPOSED, APART, f" {APART}"):
+        assert folder(tmp_path, environments=[typed]).environments == [COMPOSED]
+
+
+def test_one_patient_whatever_the_bytes_of_a_file_name(tmp_path):
+    write(tmp_path, f"a/cat/{COMPOSED}_left.jpg", f"a/cat/{APART}_right.jpg", "b/cat/1.jpg")
+    assert len({s.group for s in folder(tmp_path, group_pattern="^(.+)_").samples}) == 2
+
+
+def test_names_that_differ_in_case_alone_are_told_apart_and_said(tmp_path):
+    write(tmp_path, "a/Cat/1.jpg", "b/cat/1.jpg", "b/dog/1.jpg", "Clinic A/dog/1.jpg", "clinic_a/dog/1.jpg")
+    data = folder(tmp_path)
+    assert data.classes == ["Cat", "cat", "dog"] and len(data.environments) == 4
+    assert data.notes == [
+        "the classes 'Cat' and 'cat' differ in case or punctuation alone",
+        "the environments 'Clinic A' and 'clinic_a' differ in case or punctuation alone",
+    ]
+    assert folder(write(tmp_path / "grades", "a/Mild/1.jpg", "b/mild/1.jpg")).notes == []  # grades are one class
+
+
+def test_a_split_folder_is_known_whatever_is_invisible_in_its_name(tmp_path):
+    write(tmp_path, "a/train\u200b/0/1.jpg", "a/ test\u00a0/0/2.jpg")
+    assert sorted(split for *_, split in listed(folder(tmp_path))) == ["test", "train"]

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from domainbed.datasets import fundus_drawing
-from domainbed.datasets.labels import GRADES, grade, order
+from domainbed.datasets.labels import GRADES, grade, order, plain
 
 
 def test_integers_sort_numerically():
@@ -89,3 +89,17 @@ def test_no_names():
 
 def test_the_drawing_has_the_same_grades():
     assert fundus_drawing.GRADES == GRADES
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("Mode\u0301re\u0301", "Mod\u00e9r\u00e9"), ("\u1112\u1161\u11ab", "\ud55c"), ("\u00c4rzte", "\u00c4rzte"),
+        ("mild\u200b", "mild"), ("\ufeffmild", "mild"), ("mi\u00adld", "mild"), ("a\u200b\u0301", "\u00e1"),
+        (" mild\u00a0 npdr\u2003", "mild npdr"), ("x\u00b2", "x\u00b2"), ("cat", "cat"), ("\u200b", "\u200b"), ("", ""),
+        ("a\udcff", "a\udcff"),
+    ],
+)  # fmt: skip
+def test_a_name_is_what_people_read(written, read):
+    assert plain(written) == read
+    assert plain(read) == read

@@ -1,6 +1,7 @@
 """Tables that the tests write, against hand-written samples; and every fault by its row."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +213,18 @@ def test_mask_classes_that_do_not_fit(root, header, hparams, says):
     path = table(root, f"path,environment,{header}\na.png,n,left.png\nb.png,s,left.png\n")
     with pytest.raises(UserError, match=says):
         manifest(path, **hparams).chosen_masks()
+
+
+def test_names_in_cells_are_compared_as_people_read_them(tmp_path):
+    composed, apart = "Modéré", unicodedata.normalize("NFD", "Modéré")
+    rows = [
+        (f"{apart}.jpg", composed, composed, composed, "train"),
+        ("2.jpg", apart, f"{apart}\u200b", apart, "te\u200bst"),
+    ]
+    table = tmp_path / "t.csv"
+    table.write_text("path,environment,label,group,split\n" + "\n".join(map(",".join, rows)) + "\n", encoding="utf-8")
+    (tmp_path / f"{apart}.jpg").touch()
+    data = Manifest(table, Manifest.HParams())
+    assert data.environments == data.classes == [composed]
+    assert {s.group for s in data.samples} == {composed}
+    assert {s.name: s.split for s in data.samples} == {f"{apart}.jpg": "train", "2.jpg": "test"}

@@ -11,7 +11,15 @@ from domainbed.datasets.augment import AUGMENTATIONS, Augment
 from domainbed.datasets.images import UnreadableImage
 from domainbed.datasets.loaders import TrainLoader, in_order
 from domainbed.datasets.manifest import Manifest
-from domainbed.datasets.masks import IGNORE, MaskClasses, labelled_values, to_plane, to_target
+from domainbed.datasets.masks import (
+    IGNORE,
+    MaskClasses,
+    labelled_values,
+    looks_like_field_of_view,
+    read_files,
+    to_plane,
+    to_target,
+)
 from domainbed.datasets.prepare import Images, prepare
 from domainbed.errors import UserError
 from domainbed.objectives.segmentation import IGNORE_INDEX
@@ -224,3 +232,44 @@ def test_too_many_kinds(tmp_path: Path) -> None:
     dataset = SyntheticFundus(None, SyntheticFundus.HParams(image_size=16, num_images=1, mask_kinds=None))
     with pytest.raises(UserError, match="chooses 8 kinds, but a mask holds 1 to 7 of them. Name some of vessels, disc"):
         dataset.chosen_masks()
+
+
+DOWN, ACROSS = np.indices((60, 80)) - np.array([29.5, 39.5])[:, None, None]
+RADIUS = np.hypot(DOWN, ACROSS)
+
+
+@pytest.mark.parametrize(
+    ("mask", "is_field"),
+    [
+        (RADIUS < 29, True),
+        (RADIUS < 38, True),  # cut off above and below
+        ((RADIUS < 38) & (abs(DOWN) < 25), True),
+        ((RADIUS < 29) & ~((DOWN < -26) & (abs(ACROSS) < 3)), True),  # a notch
+        (RADIUS < 5, False),  # an optic disc
+        (np.hypot(DOWN, ACROSS + 20) < 8, False),
+        ((RADIUS < 29) & (RADIUS > 12), False),
+        (np.sin(ACROSS) > 0, False),  # vessels, too many of them
+        (abs(DOWN) < 20, False),
+        (np.ones((60, 80), bool), False),
+        (np.zeros((60, 80), bool), False),
+    ],
+)
+def test_a_field_of_view_is_a_large_disc(mask: np.ndarray, is_field: bool) -> None:
+    assert looks_like_field_of_view(mask.astype(np.uint8) * 255) == is_field
+
+
+def test_the_field_of_view_of_a_manifest_is_not_learnt(tmp_path: Path) -> None:
+    for name, mask in (("image", RADIUS < 38), ("vessels", abs(DOWN) < 3), ("field", RADIUS < 29), ("soft", RADIUS)):
+        Image.fromarray(mask.astype(np.uint8) * (1 if name == "soft" else 255)).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text(
+        "path,environment,mask_vessels,mask_field_of_view\nimage.png,a,vessels.png,field.png\n"
+    )
+    data = Manifest(tmp_path / "t.csv", Manifest.HParams(image_size=32, preprocess=["resize"]))
+    assert data.chosen_masks().names == ("vessels",)
+    image = np.zeros((60, 80, 3), np.uint8)
+    found = read_files({"vessels": tmp_path / "vessels.png", "field_of_view": tmp_path / "field.png"}, image)
+    expected = np.where(RADIUS < 29, abs(DOWN) < 3, IGNORE)
+    assert np.array_equal(to_plane(found, data.chosen_masks()), expected)
+    assert {0, 1, IGNORE} == set(np.unique(data.read_mask(0, data.chosen_masks())))
+    with pytest.raises(UnreadableImage, match="its mask of field_of_view holds the values 0, 1, 2, 3, …"):
+        read_files({"field_of_view": tmp_path / "soft.png"}, image)
