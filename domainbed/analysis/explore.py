@@ -371,7 +371,7 @@ def _notes(
     dataset: Dataset, chosen: Sequence[int], looks: Sequence[Look], table: Mapping[str, np.ndarray], most: int | None
 ) -> list[str]:
     """Return what a reader must know."""
-    notes = []
+    notes = [*dataset.log, *dataset.notes]
     if len(chosen) < len(dataset.samples):
         notes.append(f"{len(chosen)} of {len(dataset.samples)} images are looked at, at most {most} an environment")
     retinas = int((~np.isnan(table["border"])).sum())

@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     configuration = configure("train_all", arguments)
     settings = configuration.settings
 
+    from domainbed.algorithms.base import handles_labels
     from domainbed.datasets.packed import Store, pack
     from domainbed.datasets.prepare import choose, report_unreadable
     from domainbed.machine import default_cache_dir, default_num_workers
@@ -54,6 +55,8 @@ def main(argv: list[str]) -> int:
         return inspect(Store.all(cache_dir), clear, num_workers, as_json, str(cache_dir))
 
     dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
+    if handles_labels(configuration.algorithm) and not (check or clear):
+        dataset.check_labelled()
     classes = dataset.chosen_masks() if configuration.algorithm.needs_masks else None
     store = Store.of(dataset, classes, cache_dir)
     if check or clear:
@@ -62,6 +65,8 @@ def main(argv: list[str]) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
+    for line in [*dataset.log, *(f"WARNING: {note}" for note in dataset.notes)]:
+        say(line)
     _, chosen = choose(dataset, settings.trial_seed, settings.holdout_fraction, settings.subset_size)
     packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, say, classes)
     report_unreadable(packed.unreadable, len(chosen), settings.skip_unreadable, say)

@@ -368,7 +368,7 @@ def test_evaluate_on_images_without_labels(train, photographs: Path, capfd, tmp_
     (tmp_path / "new.csv").write_text(f"path,environment\n{photographs}/camera0/0/00.png,new\n")
     folder = Path("results/train_output/DR/judged")
     outcome = evaluate(capfd, folder, "--dataset", "Manifest", "--data_dir", tmp_path / "new.csv")
-    refused(outcome, "have no labels to be judged by")
+    refused(outcome, "the model learnt the classes no_dr", "has no column 'label'. It has path, environment")
 
 
 @pytest.mark.parametrize("name", ["site/1", "../x", "none", "a+b"])
