@@ -92,7 +92,8 @@ class Manifest(Dataset):
         )
         group_pattern: Annotated[str | None, AfterValidator(valid_regex)] = Field(
             None,
-            description="regular expression for the patient in the file names of rows that name none; see Folder",
+            description="regular expression that finds the patient in the file name, as in Folder, where a row names "
+            "none",
         )
         mask_classes: Names | None = Field(
             None,
@@ -119,10 +120,11 @@ class Manifest(Dataset):
         scale = labels.order(row.cells["label"] for row in rows if "label" in row.cells)
         self.environments = sorted({row.cells["environment"] for row in rows})
         self.classes, self.ordinal = scale.classes, scale.ordinal
+        environment_index = {environment: i for i, environment in enumerate(self.environments)}
         pattern = re.compile(hparams.group_pattern) if hparams.group_pattern else None
         self.samples = [
             Sample(
-                environment=self.environments.index(row.cells["environment"]),
+                environment=environment_index[row.cells["environment"]],
                 name=row.name,
                 label=scale.index[row.cells["label"]] if "label" in row.cells else UNLABELLED,
                 group=row.cells.get("group") or group_of(pattern, row.cells["environment"], row.name),
@@ -321,7 +323,7 @@ class Manifest(Dataset):
             row.name = row.cells.get("path", "")
             if not row.name:
                 continue
-            first = seen.setdefault(os.path.normpath(self._root / row.name), row.number)
+            first = seen.setdefault(os.path.normpath(os.path.join(self._root, row.name)), row.number)
             if first != row.number:
                 faults.append(f"rows {first} and {row.number} have the same path {row.name!r}")
         if faults:

@@ -114,7 +114,9 @@ class Paths:
 
     def _is_there(self, path: str) -> bool:
         folder, _, name = path.rpartition("/")
-        return name in self._listing(folder or "/" * path.startswith("/")).names or os.path.lexists(self.root / path)
+        return name in self._listing(folder or "/" * path.startswith("/")).names or os.path.lexists(
+            os.path.join(self.root, path)
+        )
 
     def _fitting(self, path: str) -> list[str]:
         """Return the paths that differ from this one in case, in Unicode form, or by the suffix of an image."""
