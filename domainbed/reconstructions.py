@@ -193,7 +193,7 @@ def dump(
             if segments(algorithm, images):
                 picture = mask_panel(answer.x, answer.output, answer.y, images.target_classes, heading)
             else:
-                labels = [images.classes[images.labels[row]] if images.classes else "" for row in answer.rows]
+                labels = [images.class_name(row) for row in answer.rows]
                 picture = panel(answer.x, answer.output, labels, heading)
             write(f"{name}_{split}", picture)
         if isinstance(algorithm, Sampler):

@@ -37,6 +37,7 @@ from domainbed.algorithms.base import (
 )
 from domainbed.algorithms.finished import FinishedRun, construct
 from domainbed.datasets.augment import Augment
+from domainbed.datasets.base import UNLABELLED
 from domainbed.datasets.loaders import ReadAhead, TrainLoader, in_order
 from domainbed.datasets.masks import labelled_values
 from domainbed.datasets.prepare import Images, check_same_classes
@@ -261,8 +262,9 @@ class Training:
     def make_loader(self) -> TrainLoader:
         """Return the loader of the training environments."""
         hparams, images = self.shared.hparams, self.images
-        if not images.classes and hparams.class_balanced:
-            raise UserError("class_balanced = true needs labels, but these images have none. Leave it out")
+        if hparams.class_balanced and (not images.classes or (images.labels == UNLABELLED).any()):
+            what = "some of these images" if images.classes else "these images"
+            raise UserError(f"class_balanced = true needs labels, but {what} have none. Leave it out")
         return TrainLoader(
             images, self.sources, hparams.batch_size, self.seed, self.shared.augment, hparams.class_balanced,
             process=self.engine.process, num_processes=self.engine.num_processes, pin=self.engine.device.type == "cuda",
@@ -561,8 +563,7 @@ class Training:
         """Number of training images per class; empty without labels, and where masks take their place."""
         if self.images.mask_classes:
             return []
-        labels = self.images.labels[self.train_rows]
-        return np.bincount(labels, minlength=len(self.images.classes)).tolist() if self.images.classes else []
+        return self.images.class_counts(self.train_rows).tolist() if self.images.classes else []
 
     def record(self, kind: str, step: int) -> dict[str, Any]:
         """The beginning of every record."""

@@ -164,6 +164,11 @@ class Baselines(Protocol):
     def baselines(self, x: Tensor) -> dict[str, Tensor]: ...
 
 
+def handles_labels(algorithm: Any) -> bool:
+    """Whether an algorithm, or a class of them, learns or predicts class labels, so that every image needs one."""
+    return not algorithm.needs_masks and (algorithm.needs_labels or hasattr(algorithm, "predict"))
+
+
 def needs_label(algorithm: Any) -> bool:
     """Whether an algorithm can't reconstruct images without being told their labels: `reconstruct(x, y)`."""
     if not hasattr(algorithm, "reconstruct"):

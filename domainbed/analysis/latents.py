@@ -26,6 +26,7 @@ from domainbed.analysis import codes as reading
 from domainbed.analysis import extras, plots
 from domainbed.analysis.extras import require
 from domainbed.analysis.opened import OpenedRun
+from domainbed.datasets.base import UNLABELLED
 from domainbed.errors import UserError
 from domainbed.evaluator import NOISE_SEED
 
@@ -140,14 +141,16 @@ def separation(
     """Return how well codes tell some labels apart; None where there are fewer than two to tell.
 
     Args:
-        code: (N, D), scaled. labels: (N,) indices into `names`. groups: (N,) of what must not judge itself.
+        code: (N, D), scaled. labels: (N,) indices into `names`, or `UNLABELLED`. groups: (N,) of what must not judge
+            itself.
         notes: takes what was left out.
 
     Returns:
         names, images, chance (1 / number of names), silhouette (mean over images; Rousseeuw 1987), and for `neighbours`
         and `probe` the balanced accuracy with its 95 % bootstrap interval over groups.
     """
-    groups_of = {label: len(set(groups[labels == label])) for label in np.unique(labels).tolist()}
+    known = np.unique(labels[labels != UNLABELLED]).tolist()
+    groups_of = {label: len(set(groups[labels == label])) for label in known}
     kept = [label for label, count in groups_of.items() if count >= NUM_FOLDS]
     for label in groups_of.keys() - set(kept):
         notes.append(
@@ -360,11 +363,14 @@ def draw_map(
         palette = _palette(len(names), what == "class" and run.images.ordinal)
         for label in np.unique(labels):
             these = order[labels[order] == label]
-            is_target = what == "environment" and run.is_target(int(label))
+            if label == UNLABELLED:
+                colour, marker, text = "lightgrey", ".", "no label"
+            else:
+                colour, marker, text = palette[label], plots.marker(label + label // len(plots.MARKERS)), names[label]
+                text += " (target)" if what == "environment" and run.is_target(int(label)) else ""
             panel.scatter(
-                points[these, 0], points[these, 1], s=size, color=palette[label], alpha=0.75, linewidths=0,
-                marker=plots.marker(label + label // len(plots.MARKERS)),
-                label=f"{names[label]}{' (target)' if is_target else ''}",
+                points[these, 0], points[these, 1], s=size, color=colour, alpha=0.75, linewidths=0, marker=marker,
+                label=text,
             )  # fmt: skip
         figures = found[what]
         if figures:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from domainbed import checkpoint
-from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.base import Algorithm, handles_labels
 from domainbed.analysis import CHOICES
 from domainbed.analysis.recorded import dataset_settings
 from domainbed.datasets.base import Dataset
@@ -204,7 +204,7 @@ def open_run(
     algorithm, config, meta = checkpoint.load_with_meta(path, target, seed, checkpoint_name, plugin)
     if data_dir is not None:
         config = config | {"data_dir": str(data_dir)}
-    images = images_of(config, cache_dir, algorithm.needs_masks, report)
+    images = images_of(config, cache_dir, algorithm, report)
     if "folder" in meta and (path / "images.csv").is_file():
         check_same_images(path / "images.csv", images.csv())
     elif list(images.input_shape) != meta["input_shape"]:
@@ -233,12 +233,12 @@ def dataset_of(config: dict[str, Any]) -> Dataset:
 
 
 def images_of(
-    config: dict[str, Any], cache_dir: str | Path | None, with_masks: bool, report: Callable[[str], None]
+    config: dict[str, Any], cache_dir: str | Path | None, algorithm: Any, report: Callable[[str], None]
 ) -> Images:
     """Return the images of a run, in its splits, from its configuration.
 
     Args:
-        config: of the run. cache_dir, report: of `open_run`. with_masks: whether it learns from masks.
+        config: of the run. cache_dir, report: of `open_run`. algorithm: of the run, an instance or its class.
 
     Raises:
         UserError: they are not where they were, can't be read, or the data set is unknown or of another version.
@@ -253,5 +253,6 @@ def images_of(
         skip_unreadable=config["skip_unreadable"],
         strict=False,
         report=report,
-        with_masks=with_masks,
+        with_masks=algorithm.needs_masks,
+        with_labels=handles_labels(algorithm),
     )

@@ -177,7 +177,7 @@ def anchors(run: OpenedRun, chosen: Mapping[str, np.ndarray], count: int) -> lis
 def name_of(run: OpenedRun, row: int) -> str:
     """Return environment and class of an image, for a caption."""
     environment = run.images.environments[run.images.environment[row]]
-    return f"{environment}, {run.classes[run.images.labels[row]]}" if run.classes else environment
+    return ", ".join(filter(None, [environment, run.images.class_name(row)]))
 
 
 # --- pictures of codes ---

@@ -49,7 +49,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from domainbed import checkpoint, evaluator, metrics
-    from domainbed.algorithms.base import Predictor
+    from domainbed.algorithms.base import handles_labels
     from domainbed.datasets.base import UNLABELLED
     from domainbed.datasets.prepare import prepare
     from domainbed.engine import Engine
@@ -77,6 +77,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         dataset, trial_seed=0, holdout_fraction=None, subset_size=None,
         cache_dir=Path(config.get("cache_dir") or default_cache_dir()), num_workers=default_num_workers(),
         skip_unreadable=arguments.skip_unreadable, strict=False, report=say, with_masks=algorithm.needs_masks,
+        with_labels=handles_labels(algorithm),
     )  # fmt: skip
     if list(images.input_shape) != meta["input_shape"]:
         theirs, ours = (" x ".join(map(str, shape)) for shape in (meta["input_shape"], images.input_shape))
@@ -89,7 +90,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             f"the model learnt masks of {', '.join(meta['classes'])}, but those of these images are of "
             f"{', '.join(images.target_classes)}. Choose the same ones, in that order, with mask_kinds=…"
         )
-    if isinstance(algorithm, Predictor) or algorithm.needs_labels:
+    if handles_labels(algorithm):
+        if meta["classes"] and not images.classes:
+            raise UserError(
+                f"the model learnt the classes {', '.join(meta['classes'])}, so it is evaluated on images with labels, "
+                f"but {dataset.labels_wanted()}"
+            )
         images.labels = translate(images.labels, images.classes, meta["classes"])
     elif not algorithm.needs_masks:
         images.labels = np.full_like(images.labels, UNLABELLED)  # of no use to a model that never learnt any
@@ -141,7 +147,10 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any], classes:
     recorded = next(iter(config["datasets"].values()))
     keep = ("image_size", "preprocess", "augment", "group_pattern") if name != config["dataset"] else recorded
     same = {key: recorded[key] for key in keep if key in recorded and key in cls.HParams.model_fields}
-    same.pop("environments", None)  # the run's, not the new camera's
+    folder = arguments.data_dir and arguments.data_dir.expanduser().resolve()
+    is_own = name == config["dataset"] and str(folder) == str(config["data_dir"])
+    for key in ("environments",) if is_own else ("environments", "environment", "columns", "root_dir"):
+        same.pop(key, None)  # of the run's own folder or table, not the new camera's
     words = read_arguments(arguments.settings)
     if words.name or words.files:
         raise UserError(
@@ -153,9 +162,8 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any], classes:
     hparams = resolved.models[cls.HParams]
     if arguments.data_dir is None and name == config["dataset"] and not given:
         raise UserError("evaluate needs data that the run never saw. Give --data_dir <folder from a new camera>")
-    folder = arguments.data_dir and arguments.data_dir.expanduser().resolve()
     notes = []
-    if name == config["dataset"] and str(folder) == str(config["data_dir"]):
+    if is_own:
         same_eyes = "data_seed" not in recorded or getattr(hparams, "data_seed", None) == recorded["data_seed"]
         if same_eyes:
             notes.append("these are the images of the run itself: it was trained on some of them")
@@ -194,11 +202,6 @@ def translate(labels: "np.ndarray", classes: list[str], known: list[str]) -> "np
 
     from domainbed.datasets.labels import grade
 
-    if known and not classes:
-        raise UserError(
-            f"the model learnt the classes {', '.join(known)}, but these images have no labels to be judged by. Put "
-            "them into a folder per class, or give a manifest with a label column"
-        )
     if not known:
         return labels
     by_name = {name: index for index, name in enumerate(known)}

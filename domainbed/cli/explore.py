@@ -66,8 +66,10 @@ def open_dataset(place: str | None, name: str | None, settings: dict[str, Any]) 
     """
     if place is None and name is None:
         raise UserError("explore needs images. Give the folder, as in: python -m domainbed explore <folder>")
+    from domainbed.datasets.tables import SUFFIXES
+
     folder = None if place is None else Path(place).expanduser()
-    if name is None and folder is not None and folder.suffix.lower() in (".csv", ".json"):
+    if name is None and folder is not None and folder.suffix.lower() in SUFFIXES:
         name = "Manifest"
     if name is not None:
         return _constructed(DATASETS[name], folder, settings)
@@ -95,9 +97,11 @@ def lines(found: Found) -> list[str]:
     plural = "s" * (len(environments) != 1)
     text = [f"{found['dataset']}: {found['images']} images of {len(environments)} environment{plural}"]
     text += [f"NOTE: {note}" for note in found["notes"]]
-    text += ["", *columns(["environment", "images", "patients", *found["classes"], "sizes", "formats"], [
+    bare = ["no label"] if found["classes"] and any(one["unlabelled"] for one in environments.values()) else []
+    text += ["", *columns(["environment", "images", "patients", *found["classes"], *bare, "sizes", "formats"], [
         [
             name, str(one["images"]), str(one["groups"]), *(str(count) for count in one["per_class"].values()),
+            *[str(one["unlabelled"])] * len(bare),
             sizes(one["sizes"]), ", ".join(f"{kind} {count}" for kind, count in one["formats"].items()) or "-",
         ]
         for name, one in environments.items()

@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     configuration = configure("train_all", arguments)
     settings = configuration.settings
 
+    from domainbed.algorithms.base import handles_labels
     from domainbed.datasets.packed import Store, pack
     from domainbed.datasets.prepare import choose, report_unreadable
     from domainbed.machine import default_cache_dir, default_num_workers
@@ -54,6 +55,8 @@ def main(argv: list[str]) -> int:
         return inspect(Store.all(cache_dir), clear, num_workers, as_json, str(cache_dir))
 
     dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
+    if handles_labels(configuration.algorithm) and not (check or clear):
+        dataset.check_labelled()
     classes = dataset.chosen_masks() if configuration.algorithm.needs_masks else None
     store = Store.of(dataset, classes, cache_dir)
     if check or clear:

@@ -155,6 +155,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
 
     from domainbed import checkpoint  # imports torch: from here on it is worth its seconds
     from domainbed.algorithms import finished
+    from domainbed.algorithms.base import handles_labels
     from domainbed.datasets.augment import Augment
     from domainbed.datasets.prepare import Images, check_same_images, prepare
     from domainbed.engine import Engine
@@ -194,6 +195,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             strict=settings.strict,
             report=records.log,
             with_masks=configuration.algorithm.needs_masks,
+            with_labels=handles_labels(configuration.algorithm),
         )
 
     try:
@@ -274,15 +276,20 @@ def stated(arguments: Arguments, key: str, default: Any) -> Any:
 
 def algorithm_needs(algorithm: Any, dataset: Any) -> None:
     """Raise `UserError` before any work where the labels, or the masks, are not what the algorithm learns from."""
+    from domainbed.algorithms.base import handles_labels
+    from domainbed.datasets.base import UNLABELLED
+
     if algorithm.needs_masks:
         dataset.chosen_masks()
-    occurring = len({sample.label for sample in dataset.samples})
+    occurring = len({sample.label for sample in dataset.samples} - {UNLABELLED})
     if algorithm.needs_labels and (dataset.num_classes < 2 or occurring < 2):
-        what = "no labels" if not dataset.num_classes else "images of one class only"
+        what = f"{dataset.name} has images of one class only" if dataset.num_classes else dataset.labels_wanted()
         raise UserError(
-            f"{algorithm.name} learns from labels, but {dataset.name} has {what} there. Choose an algorithm that needs "
-            "none, such as --algorithm AE, or give images of at least two classes"
+            f"{algorithm.name} learns from labels, but {what}. Choose an algorithm that needs none, such as "
+            "--algorithm AE, or give images of at least two classes"
         )
+    if handles_labels(algorithm):
+        dataset.check_labelled()
 
 
 def resolve_automatic(

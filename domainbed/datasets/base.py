@@ -8,6 +8,7 @@ in `splits`, the decoded copy on disk in `packed`, randomness in `augment`, batc
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names, PositiveInt, names_in
 
 UNLABELLED = -1
+_NAMES_SHOWN = 5
 
 
 @runtime_checkable
@@ -96,6 +98,9 @@ class Dataset:
     ordinal: bool = False
     #: Masks that there are, of all images together; None where there are none.
     masks: MaskClasses | None = None
+
+    #: How a user leaves out images without a label, for a message.
+    without_unlabelled: ClassVar[str] = "leave them out"
 
     environments: list[str]
     classes: list[str]
@@ -182,6 +187,24 @@ class Dataset:
             UnreadableImage: a file can't be opened.
         """
         return ""
+
+    def labels_wanted(self) -> str:
+        """Return the part of a sentence that says why there are no labels."""
+        return f"{self.name} has no labels there"
+
+    def unlabelled(self, indices: Collection[int]) -> str:
+        """Return the first names of images without a label, by their indices."""
+        names = [self.samples[index].name for index in islice(indices, _NAMES_SHOWN)]
+        return ", ".join(names) + (", …" if len(indices) > _NAMES_SHOWN else "")
+
+    def check_labelled(self) -> None:
+        """Raise `UserError` where some images have a label and others have none."""
+        bare = [index for index, sample in enumerate(self.samples) if sample.label == UNLABELLED]
+        if self.classes and bare:
+            raise UserError(
+                f"{len(bare)} of {len(self.samples)} images have no label: {self.unlabelled(bare)}. Label them, "
+                f"{self.without_unlabelled}, or choose an algorithm that needs no labels, such as --algorithm AE"
+            )
 
     def chosen_masks(self) -> MaskClasses:
         """Return what a segmenter learns here: the classes of the masks, or the kinds that `mask_kinds` names.

@@ -12,6 +12,7 @@ them keeps the names of the files as they are on disk.
 import difflib
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import AfterValidator
 
-from domainbed.datasets import images, labels, splits
+from domainbed.datasets import images, labels, splits, tables
 from domainbed.datasets.base import Dataset, Sample, read_file
 from domainbed.datasets.labels import plain
 from domainbed.datasets.listing import PassedOver, folders_in, images_below, images_in, some
@@ -84,13 +85,13 @@ class Folder(Dataset):
         folders = {(environment, image.folder) for environment in found for image in found[environment]}
         scale = self._order(folders)
         self.log += labels.same("class", (folder for _, folder in folders))
-        for what, names in (("classes", scale.classes), ("environments", found)):
-            for group in labels.alike(names):
-                self.notes.append(f"the {what} {' and '.join(map(repr, group))} differ in case or punctuation alone")
+        self.notes += scale.notes
+        for group in labels.alike(found):
+            self.notes.append(f"the environments {' and '.join(map(repr, group))} differ in case or punctuation alone")
         pattern = re.compile(hparams.group_pattern) if hparams.group_pattern else None
         self.environments, self.classes, self.ordinal = sorted(found), scale.classes, scale.ordinal
         self.samples = [
-            Sample(i, image.name, scale.index[image.folder], _group(pattern, environment, image.name), image.split)
+            Sample(i, image.name, scale.index[image.folder], group_of(pattern, environment, image.name), image.split)
             for i, environment in enumerate(self.environments)
             for image in sorted(found[environment], key=lambda image: image.name)
         ]
@@ -134,10 +135,10 @@ class Folder(Dataset):
         if root.is_dir():
             return root
         if root.exists():
-            manifest = root.suffix.lower() in (".csv", ".json")
+            is_table = root.suffix.lower() in tables.SUFFIXES
             raise self._fault(
                 f"{str(root)!r} is a file",
-                "Use --dataset Manifest for it" if manifest else "Give the folder that holds the environments",
+                "Use --dataset Manifest for it" if is_table else "Give the folder that holds the environments",
             )
         near = difflib.get_close_matches(root.name, folders_in(root.parent) if root.parent.is_dir() else [], n=1)
         raise self._fault(
@@ -228,7 +229,22 @@ class Folder(Dataset):
 
     def _fault(self, found: str, do: str, kind: type[UserError] = UserError) -> UserError:
         source = f". It comes from {self.source}" if self.source else ""
-        return kind(f"{self.name} needs {self.layout}, but {found}. {do}{source}")
+        return kind(f"{self.name} needs {self.layout}, but {found}. {do}{source}{self._table_hint()}")
+
+    def _table_hint(self) -> str:
+        """Return a sentence that names a table that lies near the images, as competitions ship their labels."""
+        root = Path(self.data_dir).expanduser() if self.data_dir else None
+        if root is None or not root.is_dir():
+            return ""
+        places = [root, *(root / name for name in folders_in(root)), root.resolve().parent]
+        beside = next(filter(None, map(tables.in_folder, places)), [])
+        if not beside:
+            return ""
+        others = f" (or {', '.join(path.name for path in beside[1:4])})" if beside[1:] else ""
+        return (
+            f". If the labels are in a table, read that: --dataset Manifest --data_dir {shlex.quote(str(beside[0]))}"
+            f"{others}"
+        )
 
 
 def _interpret(paths: Iterable[tuple[str, ...]], split_first: bool) -> tuple[list[FoundImage], list[str]]:
@@ -290,7 +306,8 @@ def _look_like_data_dirs(found: dict[str, list[FoundImage]]) -> list[str]:
     return suspects
 
 
-def _group(pattern: re.Pattern[str] | None, environment: str, name: str) -> str:
+def group_of(pattern: re.Pattern[str] | None, environment: str, name: str) -> str:
+    """Return the patient that a pattern finds in the name of an image's file, else the image as a group of its own."""
     match = pattern.search(os.path.splitext(name.rpartition("/")[2])[0]) if pattern else None
     patient = match and (match[1] if match.re.groups else match[0])
     return f"{environment}/{plain(patient)}" if patient else name  # a name has more slashes: never another's patient

@@ -1,7 +1,8 @@
 """The order of classes, and the many spellings of a grade of diabetic retinopathy.
 
 Folders and manifests name their classes; alphabetical order would put mild before no_dr and 10 before 9. `order` finds
-the order that the names mean. A data set without one (cats, dogs) is sorted by name.
+the order that the names mean. A data set without one (cats, dogs) is sorted by name. Which cells of a table hold no
+label at all is in `tables`.
 
 Names are compared as people read them, not by their bytes (`plain`): macOS stores an accent apart from its letter, and
 copied text brings spaces that nobody sees.
@@ -10,8 +11,9 @@ copied text brings spaces that nobody sees.
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 #: The International Clinical Diabetic Retinopathy scale (Wilkinson et al. 2003); the index is the grade.
 GRADES = ("no_dr", "mild", "moderate", "severe", "proliferative")
@@ -32,7 +34,11 @@ _WORDS = tuple(
 )
 _NUMBERED = re.compile(r"(grade|level|class|stage|dr)?0*([0-4])(?![0-9])")
 _NAMES_THE_DISEASE = re.compile("dr|retinopathy|proliferat")
-_INTEGER = re.compile(r"(-?[0-9]+)(\.0*)?")  # "2.0": what a table makes of whole numbers where one is missing
+# Tables turn whole numbers into floats where a cell is empty; some write a comma for the point. Two digits of exponent:
+# more would only be a way to fill the memory.
+_NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)(e[+-]?[0-9]{1,2})?", re.IGNORECASE)
+_BOOLEANS = ("false", "true")
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,19 @@ class Scale:
         classes: display name of every class.
         index: class index of every name that was given.
         ordinal: whether the order of the classes means something.
+        notes: a line for each way in which the classes may not be what was meant.
     """
 
     classes: list[str]
     index: dict[str, int]
     ordinal: bool
+    notes: tuple[str, ...] = ()
+
+
+def number(name: str) -> Fraction | None:
+    """Return the number that a text spells, such as 2, 02, 2.0, 2., "2,0" or 2e0; None where it spells none."""
+    text = unicodedata.normalize("NFKC", name).replace("\N{MINUS SIGN}", "-").strip()
+    return Fraction(text.replace(",", ".")) if _NUMBER.fullmatch(text) else None
 
 
 def plain(name: str) -> str:
@@ -90,48 +104,76 @@ def same(what: str, spellings: Iterable[str]) -> list[str]:
 
 def grade(name: str) -> int | None:
     """Return the grade of diabetic retinopathy, 0 to 4, that a class name spells; None where it spells none."""
-    if integer := _INTEGER.fullmatch(name):
-        return int(integer[1]) if 0 <= int(integer[1]) < len(GRADES) else None
+    if (spelled := number(name)) is not None:
+        return int(spelled) if spelled in range(len(GRADES)) else None
     text = _squeeze(name)
-    number = _NUMBERED.match(text)
-    word = text[number.end() :] if number else text
+    prefix = _NUMBERED.match(text)
+    word = text[prefix.end() :] if prefix else text
     by_word = next((grade for grade, pattern in enumerate(_WORDS) if pattern.fullmatch(word)), None)
-    if number is None:
+    if prefix is None:
         return by_word
-    by_number = int(number[2])
+    by_number = int(prefix[2])
     return by_number if by_word == by_number or not word else None
 
 
 def order(names: Iterable[str]) -> Scale:
     """Return the classes that `names`, one or several spellings of each, stand for.
 
-    - Whole numbers are in numerical order, and only those that occur are classes.
+    - Numbers are in numerical order, however they are spelled (1, 01, 1.0, 1e0), and only those that occur are classes.
     - Grades of diabetic retinopathy are in the order of their severity, in any mixture of spellings and numbers. Where
       a spelling names the disease the classes are all five, so that a grade nobody has shifts no other; where it is
       severity alone (normal, mild, severe) they are those that occur.
-    - Everything else is sorted by name, and not ordinal.
+    - true and false are two classes, in any case.
+    - Everything else is sorted by name, and not ordinal. A note names the labels that cost grades or numbers their
+      order, and classes that differ in case or punctuation alone.
 
     Names that `plain` makes equal are one class.
     """
     plain_of = {name: plain(name) for name in names}
     scale = _order(sorted(set(plain_of.values())))
-    return Scale(scale.classes, {name: scale.index[text] for name, text in plain_of.items()}, scale.ordinal)
+    return replace(scale, index={name: scale.index[text] for name, text in plain_of.items()})
 
 
 def _order(names: list[str]) -> Scale:
-    numbers = [_INTEGER.fullmatch(name) for name in names]
-    if names and all(numbers):
-        values = [int(number[1]) for number in numbers if number]
-        present = sorted(set(values))
-        return Scale([*map(str, present)], {n: present.index(v) for n, v in zip(names, values, strict=True)}, True)
-    grades = [grade(name) for name in names]
-    if names and None not in grades:
+    numbers = {name: value for name in names if (value := number(name)) is not None}
+    if names and len(numbers) == len(names):
+        return _numerical(numbers)
+    grades = {name: level for name in names if (level := grade(name)) is not None}
+    if names and len(grades) == len(names):
         whole = any(_NAMES_THE_DISEASE.search(_squeeze(name)) for name in names)
         words = GRADES if whole else ("normal", *GRADES[1:])
-        present = list(range(len(GRADES))) if whole else sorted({g for g in grades if g is not None})
-        index = {name: present.index(g) for name, g in zip(names, grades, strict=True) if g is not None}
-        return Scale([words[g] for g in present], index, True)
-    return Scale(names, {name: i for i, name in enumerate(names)}, False)
+        present = list(range(len(GRADES))) if whole else sorted(set(grades.values()))
+        return Scale([words[g] for g in present], {name: present.index(g) for name, g in grades.items()}, True)
+    if names and all(name.lower() in _BOOLEANS for name in names):
+        classes = [word for word in _BOOLEANS if word in map(str.lower, names)]
+        return Scale(classes, {name: classes.index(name.lower()) for name in names}, False)
+    notes = []
+    odd = [name for name in names if name not in numbers and name not in grades]
+    levels = set(numbers.values()) | {Fraction(value) for value in grades.values()}
+    if len(levels) > 1:  # one alone, as normal beside glaucoma, makes no scale
+        odd = odd or [name for name in names if name not in grades]  # numbers that are no grades, beside words
+        notes.append(
+            f"the classes have no order, so there is no kappa, because of {_some(odd)}: all others are numbers or "
+            f"grades. Correct {'it' if len(odd) == 1 else 'them'}, or leave {'it' if len(odd) == 1 else 'them'} out"
+        )
+    notes += [f"the classes {_some(group)} differ in case or punctuation alone" for group in alike(names)]
+    return Scale(names, {name: i for i, name in enumerate(names)}, False, tuple(notes))
+
+
+def _numerical(numbers: dict[str, Fraction]) -> Scale:
+    present = sorted(set(numbers.values()))
+    classes = [str(value.numerator) if value.denominator == 1 else str(float(value)) for value in present]
+    fractions = [name for value, name in zip(present, classes, strict=True) if value.denominator > 1]
+    notes = (
+        [f"{_some(fractions)} among the labels: each of the {len(classes)} numbers is a class, in numerical order"]
+        if fractions
+        else []
+    )
+    return Scale(classes, {name: present.index(value) for name, value in numbers.items()}, True, tuple(notes))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _squeeze(name: str) -> str:

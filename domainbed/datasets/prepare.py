@@ -64,6 +64,16 @@ class Images:
         """Names of the K classes that an algorithm tells apart: those of the masks, or of the labels."""
         return list(self.mask_classes.names) if self.mask_classes else self.classes
 
+    def class_name(self, row: int) -> str:
+        """Return the class of an image, "" for one without a label."""
+        label = int(self.labels[row])
+        return "" if label == UNLABELLED or not self.classes else self.classes[label]
+
+    def class_counts(self, rows: np.ndarray) -> np.ndarray:
+        """Return the number of images of each class among some rows, (K,) int64; those without a label do not count."""
+        labels = self.labels[rows]
+        return np.bincount(labels[labels != UNLABELLED], minlength=len(self.classes))
+
     def csv(self) -> str:
         """Which image is where: environment, split, label, group and content of every image, as a table."""
         text = io.StringIO()
@@ -71,7 +81,7 @@ class Images:
         with_masks = self.mask_classes is not None
         writer.writerow(["image", "environment", "split", "class", "group", "content", *["masks"] * with_masks])
         environments = [self.environments[environment] for environment in self.environment.tolist()]
-        labels = [self.classes[label] if self.classes else "" for label in self.labels.tolist()]
+        labels = [self.class_name(row) for row in range(len(self.labels))]
         columns = [self.names, environments, self.split.tolist(), labels, self.groups, self.contents]
         writer.writerows(zip(*columns, *[self.mask_contents] * with_masks, strict=True))
         return text.getvalue()
@@ -134,8 +144,10 @@ class Images:
                 f"{parts[part]} {part}" for part in splits.SPLITS if parts[part]
             )
             if self.classes:
-                counts = np.bincount(self.labels[rows], minlength=len(self.classes))
-                text += "; per class " + ", ".join(f"{c}: {n}" for c, n in zip(self.classes, counts, strict=True))
+                counts = dict(zip(self.classes, self.class_counts(rows), strict=True))
+                if bare := len(rows) - sum(counts.values()):
+                    counts["no label"] = bare
+                text += "; per class " + ", ".join(f"{c}: {n}" for c, n in counts.items())
             lines.append(text)
         return lines
 
@@ -189,6 +201,7 @@ def prepare(
     strict: bool,
     report: Callable[[str], None],
     with_masks: bool = False,
+    with_labels: bool = False,
 ) -> Images:
     """Split, subset, decode and check a data set.
 
@@ -203,12 +216,15 @@ def prepare(
         strict: whether a leak stops the run.
         report: takes each line worth saying.
         with_masks: whether the run learns from masks.
+        with_labels: whether it learns or predicts labels, so that every image needs one.
 
     Raises:
-        UserError: images can't be read, leaks under `strict`, a subset larger than an environment, masks that are asked
-            for and not there.
+        UserError: images can't be read, leaks under `strict`, a subset larger than an environment, masks or labels that
+            are asked for and not there.
     """
     check_environment_names(dataset.environments)
+    if with_labels:
+        dataset.check_labelled()
     samples, mask_classes = dataset.samples, dataset.chosen_masks() if with_masks else None
     assigned, chosen = choose(dataset, trial_seed, holdout_fraction, subset_size)
     packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, report, mask_classes)
@@ -241,9 +257,6 @@ def prepare(
     empty = [name for index, name in enumerate(images.environments) if not len(images.select(index))]
     if empty:
         raise UserError(f"no image of {', '.join(empty)} can be read. Mend the files or leave these environments out")
-    if images.classes and (images.labels == UNLABELLED).any():
-        name = images.names[images.labels == UNLABELLED][0]
-        raise UserError(f"some images have labels and others, such as {name}, have none. Label all of them or none")
     give_back_freed_memory()
     return images
 

@@ -431,7 +431,7 @@ def test_names_that_differ_in_case_alone_are_told_apart_and_said(tmp_path):
     data = folder(tmp_path)
     assert data.classes == ["Cat", "cat", "dog"] and len(data.environments) == 4
     assert data.notes == [
-        "the classes 'Cat' and 'cat' differ in case or punctuation alone",
+        "the classes 'Cat', 'cat' differ in case or punctuation alone",
         "the environments 'Clinic A' and 'clinic_a' differ in case or punctuation alone",
     ]
     assert folder(write(tmp_path / "grades", "a/Mild/1.jpg", "b/mild/1.jpg")).notes == []  # grades are one class

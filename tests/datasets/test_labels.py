@@ -28,6 +28,44 @@ def test_spellings_of_one_integer_are_one_class():
     assert scale.index == {"01": 0, "1": 0, "1.0": 0, "2": 1}
 
 
+@pytest.mark.parametrize("spelled", ["1", "01", "1.", "1.0", "1.000", "1,0", "+1", "1e0", "1E+00", "10e-1", "\uff11"])
+def test_spellings_of_a_whole_number(spelled):
+    assert order([spelled, "0.0", "10"]).classes == ["0", "1", "10"]
+    assert grade(spelled) == 1
+
+
+def test_fractions_are_in_numerical_order_and_noted():
+    scale = order(["0", "10", "0.5", "2"])
+    assert (scale.classes, scale.ordinal) == (["0", "0.5", "2", "10"], True)
+    assert "'0.5'" in scale.notes[0] and "4 numbers" in scale.notes[0]
+
+
+def test_true_and_false_in_any_case():
+    scale = order(["TRUE", "False", "true"])
+    assert (scale.classes, scale.index) == (["false", "true"], {"TRUE": 1, "False": 0, "true": 1})
+
+
+@pytest.mark.parametrize(
+    ("names", "odd"),
+    [
+        (["0", "1", "4", "ungradable"], "'ungradable'"),
+        (["mild", "severe", "Ungradable", "0.5"], "'Ungradable'"),
+        (["7", "mild"], "'7'"),
+        (["mild", "severe", "0.5"], "'0.5'"),
+    ],
+)
+def test_what_takes_the_order_away_is_named(names, odd):
+    scale = order(names)
+    assert not scale.ordinal and f"because of {odd}:" in scale.notes[0]
+
+
+@pytest.mark.parametrize(
+    "names", [["dog", "cat"], ["normal", "glaucoma"], ["0", "cat"], ["0", "1"], ["mild", "severe"]]
+)
+def test_no_note_where_no_order_was_meant_or_none_is_lost(names):
+    assert order(names).notes == ()
+
+
 SPELLINGS = {
     0: ["no_dr", "nodr", "No DR", "NO-DR", "normal", "Healthy", "No_Diabetic_Retinopathy", "no apparent retinopathy",
         "0", "00", "0_no_dr", "0 - No DR", "grade_0", "Level0"],
