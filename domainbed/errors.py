@@ -24,8 +24,8 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the end of an error sentence that names the nearest of `known`, then all of it."""
-    known = sorted(map(str, known))
+    """Return the end of an error sentence that names the nearest of `known`, other than `word`, then all of it."""
+    known = sorted({str(name) for name in known} - {str(word)})
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1, cutoff=0.6)
     hint = f": did you mean {by_lower[near[0]]!r}?" if near else "."

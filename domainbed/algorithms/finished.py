@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.errors import UserError
-from domainbed.hparams import Kind
+from domainbed.hparams import Kind, path_text
+from domainbed.paths import user_path
 from domainbed.registry import ALGORITHMS
 
 EXPORTED = "model.safetensors"
@@ -69,7 +70,9 @@ class FinishedRun(BaseModel):
 
 #: Type of a key that names a finished run: a path, or its description once target and seed are known.
 RunPath = Annotated[
-    FinishedRun | str | None, Kind("the folder of a finished run, results/train_output/<dataset>/<name>")
+    FinishedRun | str | None,
+    BeforeValidator(path_text),
+    Kind("the folder of a finished run, results/train_output/<dataset>/<name>"),
 ]
 
 
@@ -135,7 +138,7 @@ def find(key: str, path: str | Path, target: str, seed: int) -> Path:
     """
     if not str(path).strip():
         raise UserError(f"{key} is empty. Give the folder of a finished run, or its exported model")
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise UserError(f"{key}: there is no file {path}. Give the folder of a finished run, or its exported model")

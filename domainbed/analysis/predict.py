@@ -36,6 +36,7 @@ from domainbed.engine import Engine
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.evaluator import NOISE_SEED
 from domainbed.machine import default_num_workers
+from domainbed.paths import user_path
 from domainbed.reconstructions import COLOURS
 
 #: Of `exported.OUTPUTS`, what a row is made of.
@@ -95,7 +96,7 @@ def open_model(
     Raises:
         UserError: there is no such model, it is broken or of another version, or it predicts nothing.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix in (".onnx", ".pt2"):
         if device == "cuda" or precision == "bf16":
             raise UserError(f"{path.name} runs on the processor in float32. Give the run's folder for other ways")
@@ -164,7 +165,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Found]:
     """
     files: dict[str, Path] = {}
     tops = []
-    for path in (Path(path).expanduser() for path in paths):
+    for path in map(user_path, paths):
         if not path.exists() and not path.is_symlink():
             raise UserError(f"there is no {path}. Give image files, or folders of them")
         tops.append(os.path.abspath(path if path.is_dir() else path.parent))

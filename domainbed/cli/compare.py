@@ -5,6 +5,7 @@ from typing import Any
 
 from domainbed.cli import Parser
 from domainbed.cli.analysis import add_output_options, finish
+from domainbed.paths import as_path
 
 DESCRIPTION = """\
 Compare runs on the same data set, from their records alone: curves in one plot, figures beside those of trivial
@@ -18,7 +19,7 @@ MANY_PAIRS = 6
 def main(argv: list[str]) -> int:
     """Print the comparison; return the exit status."""
     parser = Parser(DESCRIPTION, command="compare")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="results/train_output/<dataset>/<name>")
+    parser.add_argument("runs", type=as_path, nargs="+", metavar="run", help="results/train_output/<dataset>/<name>")
     add_output_options(parser, "folder of pictures and figures.json (default: results/compare/<names joined by +>)")
     arguments = parser.parse_args(argv)
 

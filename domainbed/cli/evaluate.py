@@ -10,6 +10,7 @@ from domainbed.cli.analysis import add_machine_options, add_model_options
 from domainbed.cli.configuration import COMMAND_LINE, read_arguments
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
+from domainbed.paths import as_path, user_path
 from domainbed.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ def main(argv: list[str]) -> int:
     """Print the figures; return the exit status."""
     parser = Parser(DESCRIPTION, command="evaluate")
     parser.add_argument(
-        "run", type=Path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
+        "run", type=as_path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
     )
-    parser.add_argument("--data_dir", type=Path, help="folder of the images, or a manifest")
+    parser.add_argument("--data_dir", type=as_path, help="folder of the images, or a manifest")
     parser.add_argument(
         "--dataset", help="data set that reads them; default: the run's, or DR if that draws its images"
     )
@@ -72,7 +73,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
     images = prepare(
         dataset, trial_seed=0, holdout_fraction=None, subset_size=None,
-        cache_dir=Path(config.get("cache_dir") or default_cache_dir()), num_workers=default_num_workers(),
+        cache_dir=user_path(config.get("cache_dir") or default_cache_dir()), num_workers=default_num_workers(),
         skip_unreadable=arguments.skip_unreadable, strict=False, report=say, with_masks=algorithm.needs_masks,
     )  # fmt: skip
     if list(images.input_shape) != meta["input_shape"]:
@@ -150,7 +151,7 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any], classes:
     hparams = resolved.models[cls.HParams]
     if arguments.data_dir is None and name == config["dataset"] and not given:
         raise UserError("evaluate needs data that the run never saw. Give --data_dir <folder from a new camera>")
-    folder = arguments.data_dir and arguments.data_dir.expanduser().resolve()
+    folder = arguments.data_dir and arguments.data_dir.resolve()
     notes = []
     if name == config["dataset"] and str(folder) == str(config["data_dir"]):
         same_eyes = "data_seed" not in recorded or getattr(hparams, "data_seed", None) == recorded["data_seed"]
