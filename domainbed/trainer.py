@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,16 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from domainbed import checkpoint, classification_report, evaluator, metrics, model_selection, reconstructions, summary
+from domainbed import (
+    checkpoint,
+    classification_report,
+    evaluator,
+    machine,
+    metrics,
+    model_selection,
+    reconstructions,
+    summary,
+)
 from domainbed.algorithms import finished
 from domainbed.algorithms.base import (
     Algorithm,
@@ -109,7 +118,7 @@ def train_all_targets(run: Run) -> None:
 
     Raises:
         UserError: a loss is not finite, the disk is full, a checkpoint is broken.
-        Interrupted: by SIGINT or SIGTERM, after saving.
+        Interrupted: by one of `machine.STOP_SIGNALS`, after saving.
     """
     with run.engine.alike():  # each checks its target
         trainings = [Training(run, seed, target) for seed in run.seeds for target in run.targets]
@@ -191,7 +200,7 @@ class Training:
         saved_at = logged_at = time.monotonic()
         began = time.monotonic()
         with (
-            stop_signals() as stop,
+            stop_between_steps() as stop,
             ReadAhead(self.loader.read, start, settings.steps) as ahead,
             tqdm(
                 total=settings.steps,
@@ -697,10 +706,10 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a wish that the loop grants between two steps.
+def stop_between_steps() -> Iterator[Stop]:
+    """Turn signals to stop into a wish that the loop grants between two steps.
 
-    A second SIGINT acts at once. SIGTERM stays a wish however often it comes: schedulers and torchrun repeat it.
+    A second SIGINT acts at once. The others stay a wish however often they come: schedulers and torchrun repeat them.
     """
     stop = Stop()
     before: dict[signal.Signals, Any] = {}
@@ -708,13 +717,13 @@ def stop_signals() -> Iterator[Stop]:
     def ask(number: int, frame: Any) -> None:
         if stop.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            machine.lose_terminal()
         stop.asked = signal.Signals(number).name
 
-    try:
-        for one in (signal.SIGINT, signal.SIGTERM):
+    with suppress(ValueError):  # not in the main thread: whoever runs this handles signals
+        for one in machine.stop_signals():
             before[one] = signal.signal(one, ask)
-    except ValueError:  # not in the main thread: whoever runs this handles signals
-        pass
     try:
         yield stop
     finally:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from domainbed.cli import guarded, process_number
+from domainbed.cli import guarded
 from domainbed.cli.configuration import (
     SUBSET_LAYER,
     SUBSET_SIZE,
@@ -23,8 +23,9 @@ from domainbed.cli.configuration import (
     places_before_merging,
     read_arguments,
 )  # fmt: skip
-from domainbed.errors import UserError, did_you_mean, explain_os_errors
+from domainbed.errors import UserError, did_you_mean, explain_os_errors, full_disk_explained
 from domainbed.hparams import read_yaml
+from domainbed.machine import default_cache_dir, default_num_workers, process_number
 from domainbed.paths import user_path
 from domainbed.records import Nowhere, Records, RunFolder, begun
 from domainbed.settings import RunSettings
@@ -142,7 +143,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
 
     def say(text: str) -> None:
         if process_number() == 0:
-            with suppress(BrokenPipeError):
+            with suppress(BrokenPipeError), full_disk_explained("writing the output"):
                 print(text, flush=True)
         said.append(text)
 
@@ -168,7 +169,6 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     from domainbed.datasets.augment import Augment
     from domainbed.datasets.prepare import Images, check_same_images, prepare
     from domainbed.engine import Engine
-    from domainbed.machine import default_cache_dir, default_num_workers
     from domainbed.trainer import Interrupted, Run, target_name, train_all_targets
 
     engine = Engine(settings.device, settings.precision, settings.accumulate, settings.compile, settings.deterministic)

@@ -150,8 +150,8 @@ def test_a_run_goes_on_by_its_name_or_its_folder_and_the_message_names_its_data_
     refused(
         train("ra", "--resume", "--dataset", "Folder"), "is of the data set DR, not of Folder", "Leave out --dataset"
     )
-    outcome = train("rb", "--resume")
-    refused(outcome, "no run 'rb'", "did you mean 'ra'")
+    outcome = train("raa", "--resume")
+    refused(outcome, "no run 'raa'", "did you mean 'ra'")
     refused(train(f"{folder}s", "--resume"), "is not the folder of a run")
     refused(train("ra", "--resume=perhaps"), "resume = 'perhaps' is not true or false")
     assert "DR" in train("ra", "--resume", "yes", "--dataset", "Folder")[2]
@@ -169,7 +169,7 @@ def test_home_is_no_folder_named_by_a_tilde(train, photographs: Path, monkeypatc
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["data_dir"] == str(photographs) and config["cache_dir"] == str(tmp_path / "home/cache")
     assert domainbed.load("~/res/train_output/DR/run").name == "VAE_DG"
-    assert cli.main(["compare", "~/res/train_output/DR/run", "--out", "~/compared"]) == 0
-    assert (tmp_path / "home/compared/figures.json").is_file() and not list(Path().glob("~*"))
+    assert cli.main(["errors", "~/res/train_output/DR/run", "--out", "~/errors", "--device", "cpu"]) == 0
+    assert (tmp_path / "home/errors/figures.json").is_file() and not list(Path().glob("~*"))
     refused(train("bad", "--data_dir", photographs, "--results_dir="), "results_dir = '' is not a path", "empty")
     refused(train("bad", "--data_dir="), "data_dir = '' is not a path")
