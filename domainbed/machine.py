@@ -1,5 +1,5 @@
-"""What a run asks of the machine that it runs on: cores, a folder for caches, signals, other processes, standard streams,
-and how the C library keeps memory.
+"""What a run asks of the machine: cores, a folder for caches, signals, other processes, standard streams, and how the C
+library keeps memory.
 """
 
 import ctypes

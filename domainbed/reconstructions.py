@@ -45,6 +45,7 @@ COLOURS = (
     (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (0, 114, 178), (213, 94, 0), (230, 159, 0),
 )  # fmt: skip
 IGNORED_COLOUR = (128, 128, 128)
+NOT_FINITE_COLOUR = (1.0, 0.0, 1.0)
 #: Share of the colour in a coloured pixel; the rest is the image.
 OPACITY = 0.6
 
@@ -302,6 +303,11 @@ def sheet(
 
 
 def to_image(tile: Tensor, size: tuple[int, int]) -> Image.Image:
-    """Return a (C, H, W) tensor in [0, 1] as an RGB picture of `size`, enlarged without smoothing."""
-    values = (tile.clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).numpy()
+    """Return a (C, H, W) tensor in [0, 1] as an RGB picture of `size`, enlarged without smoothing.
+
+    A pixel that is not finite is magenta, which no retina is.
+    """
+    pixels = tile.expand(3, -1, -1).permute(1, 2, 0)  # (H, W, 3)
+    pixels = torch.where(pixels.isfinite().all(-1, keepdim=True), pixels, torch.tensor(NOT_FINITE_COLOUR))
+    values = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(np.ascontiguousarray(values)).resize(size, Image.Resampling.NEAREST)

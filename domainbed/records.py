@@ -204,9 +204,11 @@ class Board:
             self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def histogram(self, name: str, values: Any, step: int) -> None:
-        """Add a histogram of a tensor's values."""
-        with explain_os_errors("writing TensorBoard"):
-            self._writer.add_histogram(name, values, step)
+        """Add a histogram of the finite values of a tensor; none where there are none."""
+        finite_values = values[values.isfinite()]
+        if len(finite_values):
+            with explain_os_errors("writing TensorBoard"):
+                self._writer.add_histogram(name, finite_values, step)
 
     def close(self) -> None:
         """Flush and close."""

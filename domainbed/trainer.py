@@ -421,6 +421,7 @@ class Training:
                 | {"environment": name, "role": role, "part": "val", "n": found["n"], "metrics": found["metrics"]}
             )
             self.board.scalars({f"{name}_{role}_val/{metric}": v for metric, v in found["metrics"].items()}, step)
+        self.check_divergence(step, figures)
         scores = {
             name: model_selection.score(self.settings.select_by, {e: figures[e] for e in environments})
             for name, environments in self.scored.items()
@@ -439,6 +440,36 @@ class Training:
         sign = 1 if model_selection.SELECTION_METRICS[metric] == "higher" else -1  # a score is higher for a lower loss
         best = f"; best so far {sign * self.best:.4g}" if self.best is not None else ""
         self.records.log(f"  held-out {metric}: {text or 'undefined'}{best}")
+
+    def check_divergence(self, step: int, figures: dict[str, dict[str, Any]]) -> None:
+        """Warn where the loss on held-out images is not finite; end the run where that holds for every source.
+
+        The next step would meet it, too, but after the last one there is none.
+
+        Args:
+            step: of the checkpoint. figures: by environment.
+
+        Raises:
+            UserError: no held-out loss of a training environment is finite.
+        """
+        diverged = [name for name, found in figures.items() if found.get("total_loss", 0) is None]
+        sources = [name for e in self.sources if (name := self.images.environments[e]) in figures]
+        if not diverged:
+            return
+        where = f"the loss on held-out images of {', '.join(diverged)} is not finite after step {step}"
+        if set(sources) - set(diverged) or not sources:
+            self.records.log(f"WARNING: {where}")
+            return
+        with self.engine.alike():
+            raise UserError(
+                f"{where}, target {self.name}, seed {self.seed}: the training has diverged. {self.saved_earlier()}"
+                "Start another run with a lower lr, or with clip_norm=1"
+            )
+
+    def saved_earlier(self) -> str:
+        """Return the sentence that says where checkpoints of earlier steps are, empty where there is none."""
+        last = checkpoint.exists(self.checkpoints / "last")
+        return f"Checkpoints of earlier steps are in {self.checkpoints}. " if last else ""
 
     def finish(self) -> None:
         """Judge the target once with every protocol's checkpoint, export `best`, and mark the target as done."""
@@ -668,15 +699,13 @@ class Training:
             elif self.engine.any(finite is None):
                 unknown.append(name)
         terms = ["total_loss" if term == "loss" else term for term in error.terms]
-        last = checkpoint.exists(self.checkpoints / "last")
-        saved = f"Checkpoints of earlier steps are in {self.checkpoints}. " if last else ""
         who = [f"the minibatch of {' and of '.join(guilty)} alone gives it"] if guilty else []
         who += [f"whether that of {' or of '.join(unknown)} alone does can't be computed"] if unknown else []
         who = who or ["no environment's minibatch alone gives it"]
         return UserError(
             f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: "
-            f"{', '.join(terms)}; {'; '.join(who)}. {saved}Start another run with a lower lr, or with --precision "
-            "float32"
+            f"{', '.join(terms)}; {'; '.join(who)}. {self.saved_earlier()}Start another run with a lower lr, "
+            "with clip_norm=1, or with --precision float32"
         )
 
 

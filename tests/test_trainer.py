@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -897,3 +898,49 @@ def test_samples_are_those_of_the_last_weights_from_noise_that_stays(train, phot
         np.testing.assert_allclose(tile, expected[number].permute(1, 2, 0).numpy(), atol=0.51 / 255)
     assert train("autoencoder", *start, "--algorithm", "AE")[0] == 0
     assert not list(run_folder("autoencoder").rglob("samples.png"))
+
+
+@pytest.mark.parametrize("algorithm", ["AE", "ERM", "VAE"])
+def test_a_run_that_diverges_in_its_last_step_says_so_and_keeps_what_was_saved(
+    train, photographs: Path, algorithm: str
+) -> None:
+    words = ["--data_dir", photographs, "--algorithm", algorithm, "--test_envs", "0", "lr=1e20", "batch_size=4"]
+    status, _, err = train("one", *words, "--steps", 1)
+    assert status == 2 and "has diverged" in err and "lower lr" in err and "camera1, camera2" in err, err
+    assert not (run_folder("one") / "config.yaml").exists(), "its name is free again"
+
+
+def test_codes_and_pixels_that_are_not_finite_are_left_out_of_histograms_and_marked_in_pictures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from domainbed.reconstructions import to_image
+    from domainbed.records import Board
+
+    board = Board(tmp_path, 0)
+    board.histogram("none", torch.full((3,), torch.nan), 0)
+    board.histogram("some", torch.tensor([1.0, torch.inf, 1.0, torch.nan]), 0)
+    board.scalars({"nan": math.nan, "inf": math.inf}, 0)
+    board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["histograms"] == ["some"] and events.Histograms("some")[0].histogram_value.num == 2
+    tile = torch.tensor([[[0.5, torch.nan]]])
+    assert [to_image(tile, (2, 1)).getpixel((x, 0)) for x in (0, 1)] == [(128, 128, 128), (255, 0, 255)]
+
+
+def test_a_target_alone_whose_loss_is_not_finite_is_a_warning(train, photographs: Path, monkeypatch) -> None:
+    from domainbed import evaluator
+
+    original = evaluator.figures
+
+    def figures(outputs, **options):
+        record = original(outputs, **options)
+        if outputs.labels.shape and outputs.groups[0].startswith("camera0"):
+            record["metrics"]["total_loss"] = None
+        return record
+
+    monkeypatch.setattr(evaluator, "figures", figures)
+    status, out, _ = train("far", "--data_dir", photographs, "--test_envs", "0", "--algorithm", "ERM", *SHORT)
+    assert status == 0 and "WARNING: the loss on held-out images of camera0 is not finite after step 2" in out
+    folder = run_folder("far")
+    for path in (folder / "summary.json", folder / "te_camera0/checkpoints/last/checkpoint.json"):
+        json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))

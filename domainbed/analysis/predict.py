@@ -257,7 +257,9 @@ def predict(
                     pixels = torch.from_numpy(np.stack([one for _, one in batch])).permute(0, 3, 1, 2).contiguous()
                     answers = model.answer(pixels)
                     for write in writers:
-                        list(pool.map(write, (image for image, _ in batch), answers[write.output]))
+                        pairs = zip((image for image, _ in batch), answers[write.output], strict=True)
+                        finite = [(image, value) for image, value in pairs if value.isfinite().all()]
+                        list(pool.map(lambda pair, write=write: write(*pair), finite))
                     rows, broken = make_rows(model.about, pixels, answers)
                     table.writerows([str(image.path), *row] for (image, _), row in zip(batch, rows, strict=True))
                     file.flush()
@@ -273,7 +275,10 @@ def predict(
         raise UserError(f"none of the images ({len(images)}) can be read:\n{reasons}\nMend them, or give others")
     notes = []
     if record["non_finite"]:
-        notes.append(f"the model's answer is not finite for {len(record['non_finite'])} images; their cells are empty")
+        notes.append(
+            f"the model's answer is not finite for {len(record['non_finite'])} images; their cells are empty, and "
+            "they have no picture"
+        )
     return {
         "out": str(out), "beside": str(beside), "model": record["model"], "images": record["images"],
         "unreadable": record["unreadable"], "summary": summarise(out), "masks": record["masks"],
@@ -364,7 +369,7 @@ class _Reconstructions:
         self.folder = folder / "reconstructions"
 
     def __call__(self, image: Found, value: Tensor) -> None:
-        pixels = value.nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8).movedim(0, -1).numpy()
+        pixels = value.clamp(0, 1).mul(255).round().to(torch.uint8).movedim(0, -1).numpy()
         _save(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)),
               self.folder / f"{image.place}.png")  # fmt: skip
 
