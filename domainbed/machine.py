@@ -56,7 +56,8 @@ def check_launcher() -> None:
     several = {name: value for name, value in sizes.items() if value not in ("0", "1")}
     if alone and not several:
         return
-    faults = [f"{name} is not set" for name in LAUNCHER if name not in values]
+    missing = [name for name in LAUNCHER if name not in values]
+    faults = [f"{', '.join(missing)} {'are' if missing[1:] else 'is'} not set"] if missing else []
     numbers = {name: value for name, value in values.items() if name != "MASTER_ADDR"} | several
     faults += [f"{name} = {value!r} is no whole number" for name, value in numbers.items() if not value.isdecimal()]
     if not faults:

@@ -18,7 +18,7 @@ from domainbed.errors import UserError
 #: Bytes of a name that a file's name keeps: file systems allow 255, and `te_`, `_best` or `_train.png` are added.
 MAX_NAME_BYTES = 200
 #: What Windows, and so a share of its file systems, refuses in a name.
-_RESERVED = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|[. ]$|^\.')
+_RESERVED = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|[. ]$|^\.|^$')
 _DIGEST = re.compile("~[0-9a-f]{12}$")
 
 

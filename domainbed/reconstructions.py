@@ -31,6 +31,7 @@ from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine
 from domainbed.errors import explain_os_errors
 from domainbed.evaluator import computed_once
+from domainbed.paths import folder_name
 
 NUM_IMAGES = 8
 SAMPLE_ROWS = 2
@@ -176,9 +177,9 @@ def dump(
     """
     shown = Shown()
 
-    def write(name: str, picture: Image.Image) -> None:
+    def write(name: str, file: str, picture: Image.Image) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        shown.files[name] = folder / f"{name}.png"
+        shown.files[name] = folder / f"{file}.png"
         picture.save(shown.files[name], compress_level=COMPRESS_LEVEL)
 
     with explain_os_errors(f"writing {folder}"):
@@ -196,12 +197,12 @@ def dump(
             else:
                 labels = [images.classes[images.labels[row]] if images.classes else "" for row in answer.rows]
                 picture = panel(answer.x, answer.output, labels, heading)
-            write(f"{name}_{split}", picture)
+            write(f"{name}_{split}", f"{folder_name(name)}_{split}", picture)
         if isinstance(algorithm, Sampler):
             with engine.evaluation(algorithm, seed=0):
                 samples = algorithm.sample(SAMPLE_ROWS * NUM_IMAGES).float().cpu()
             rows_of_samples = {f"samples {i + 1}": one for i, one in enumerate(samples.split(NUM_IMAGES))}
-            write("samples", sheet(rows_of_samples, [""] * NUM_IMAGES, f"{title} · drawn from the prior"))
+            write("samples", "samples", sheet(rows_of_samples, [""] * NUM_IMAGES, f"{title} · drawn from the prior"))
     return shown
 
 

@@ -53,6 +53,7 @@ from domainbed.datasets.splits import SPLITS
 from domainbed.engine import Engine, NonFiniteLoss, out_of_memory_explained
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.model_selection import PROTOCOLS
+from domainbed.paths import folder_name
 from domainbed.records import Board, Nowhere, Records
 from domainbed.settings import RunSettings
 
@@ -171,7 +172,8 @@ class Training:
         self.images, self.engine, self.records, self.settings = run.images, run.engine, run.records, run.settings
         self.name = run.target_name(target)
         self.sources = [e for e in range(len(run.images.environments)) if e not in target]
-        self.folder = run.base(seed) / f"te_{self.name}"
+        known = finished.find_targets(run.folder).get((seed if len(run.seeds) > 1 else None, self.name))
+        self.folder = known or run.base(seed) / f"te_{folder_name(self.name)}"
         self.checkpoints = self.folder / "checkpoints"
         self.best: float | None = None
         self.oracle: float | None = None
@@ -187,12 +189,14 @@ class Training:
         log, settings, engine = self.records.log, self.settings, self.engine
         engine.wait()  # what the last training left is there for all
         title = f"target {self.name}, seed {self.seed}"
+        with engine.alike():
+            self.check_folder()
         if engine.agreed((self.folder / "done").exists()):
             log(f"\n{title}: done already")
             return
         log(f"\n{title}: trains on {', '.join(self.images.environments[e] for e in self.sources)}")
         start = self.begin()
-        folder = self.shared.base(self.seed) / "tensorboard" / f"te_{self.name}"
+        folder = self.shared.base(self.seed) / "tensorboard" / self.folder.name
         self.board: Any = Board(folder, purge_step=start + 1 if start else 0) if engine.is_main else Nowhere()
         self.board.text("config", f"$ {self.shared.command}\n{yaml.safe_dump(self.shared.config)}", start)
         if start == 0:
@@ -241,6 +245,16 @@ class Training:
             if engine.any(bool(stop.asked)):  # while the last step was judged and saved
                 self.interrupt(stop, settings.steps)
         self.finish()
+
+    def check_folder(self) -> None:
+        """Raise `UserError` where the folder is another target's: some file systems take `A` and `a` for one name."""
+        if (self.checkpoints / "init").is_dir():
+            target = checkpoint.read_meta(self.checkpoints / "init")["target"]
+            if target != self.name:
+                raise UserError(
+                    f"{self.folder} holds the training of target {target}, so {self.name} has no folder of its own. "
+                    "Rename one of these environments"
+                )
 
     def interrupt(self, stop: "Stop", step: int) -> NoReturn:
         """End the run, which is saved, as it was asked to.
@@ -651,7 +665,7 @@ class Training:
         if not self.engine.is_main:
             return
         folder = (
-            self.shared.base(self.seed) / ("recon_final" if step is None else f"recon_step_{step}") / f"te_{self.name}"
+            self.shared.base(self.seed) / ("recon_final" if step is None else f"recon_step_{step}") / self.folder.name
         )
         at = self.settings.steps if step is None else step
         title = f"{self.settings.algorithm} · step {at} · target {self.name}"

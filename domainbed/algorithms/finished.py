@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from domainbed.algorithms.base import Algorithm
 from domainbed.errors import UserError
 from domainbed.hparams import Kind, path_text
-from domainbed.paths import user_path
+from domainbed.paths import is_shortened, user_path
 from domainbed.registry import ALGORITHMS
 
 EXPORTED = "model.safetensors"
@@ -182,12 +183,22 @@ def _exported(key: str, folder: Path) -> Path:
 def find_targets(run_dir: Path) -> dict[tuple[int | None, str], Path]:
     """Return the folders te_<target> of a run by (seed, target); the seed is None where the run has a single one."""
     found: dict[tuple[int | None, str], Path] = {
-        (None, path.name[3:]): path for path in sorted(run_dir.glob("te_*")) if path.is_dir()
+        (None, _target_of(path)): path for path in sorted(run_dir.glob("te_*")) if path.is_dir()
     }
     for folder in sorted(run_dir.glob("seed_*")):
         if folder.name[5:].isdigit():
-            found |= {(int(folder.name[5:]), path.name[3:]): path for path in sorted(folder.glob("te_*"))}
+            found |= {(int(folder.name[5:]), _target_of(path)): path for path in sorted(folder.glob("te_*"))}
     return found
+
+
+def _target_of(folder: Path) -> str:
+    """Return the target of a folder te_<target>, from a checkpoint where the folder's name is not the whole of it."""
+    name = folder.name.removeprefix("te_")
+    if is_shortened(name):
+        for path in sorted(folder.glob("checkpoints/*/checkpoint.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                return str(json.loads(path.read_text(encoding="utf-8"))["target"])
+    return name
 
 
 def read(path: Path) -> FinishedRun:

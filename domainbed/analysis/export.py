@@ -31,7 +31,7 @@ from domainbed.analysis.recorded import RecordedRun, dataset_settings
 from domainbed.datasets.images import UnreadableImage
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.networks.encoders import TimmEncoder
-from domainbed.paths import user_path
+from domainbed.paths import folder_name, user_path
 
 #: Format to the name of its file.
 FORMATS = {"safetensors": "model.safetensors", "onnx": "model.onnx", "torch.export": "model.pt2"}
@@ -119,7 +119,7 @@ def recorded(path: Path) -> RecordedRun | None:
 def default_folder(path: Path, meta: dict[str, Any], about: About) -> Path:
     """Return where files of a model belong."""
     above = Path(meta["folder"]).parents[2] if "folder" in meta else path.parent
-    return above / "analysis" / "export" / f"te_{about.target}_{about.checkpoint}"
+    return above / "analysis" / "export" / f"te_{folder_name(about.target)}_{about.checkpoint}"
 
 
 def write(

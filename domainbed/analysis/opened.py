@@ -28,7 +28,7 @@ from domainbed.engine import Engine
 from domainbed.errors import UserError
 from domainbed.evaluator import NOISE_SEED, in_batches
 from domainbed.machine import default_cache_dir, default_num_workers
-from domainbed.paths import user_path
+from domainbed.paths import folder_name, user_path
 
 
 @dataclass
@@ -104,7 +104,7 @@ class OpenedRun:
 
     def folder_for(self, command: str) -> Path:
         """Where a command's pictures and figures belong; not made here."""
-        name = f"te_{self.target}_{self.checkpoint}"
+        name = f"te_{folder_name(self.target)}_{self.checkpoint}"
         if "folder" not in self.meta:  # an exported file
             return self.path.parent / "analysis" / command / name
         return Path(self.meta["folder"]).parents[2] / "analysis" / command / name

@@ -36,7 +36,7 @@ from domainbed.engine import Engine
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.evaluator import NOISE_SEED
 from domainbed.machine import default_num_workers
-from domainbed.paths import user_path
+from domainbed.paths import folder_name, user_path
 from domainbed.reconstructions import COLOURS
 
 #: Of `exported.OUTPUTS`, what a row is made of.
@@ -393,7 +393,7 @@ class _Masks:
             self.save(found.argmax(0), original, self.folder / f"{image.place}.png", 0)
             return
         for kind, (name, mask) in enumerate(zip(self.about.classes, found, strict=True)):
-            self.save(mask, original, self.folder / name / f"{image.place}.png", kind)
+            self.save(mask, original, self.folder / folder_name(name) / f"{image.place}.png", kind)
 
     def save(self, mask: np.ndarray, original: np.ndarray, path: Path, shift: int) -> None:
         """Write one file: 0 is black, 1 and so on the colours from `shift` on."""

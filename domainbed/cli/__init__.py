@@ -116,7 +116,7 @@ def guarded(run: Callable[[], int]) -> int:
             if one != signal.SIGINT:  # which is a KeyboardInterrupt already
                 before[one] = signal.signal(one, _interrupt)
     try:
-        with full_disk_explained("the command"):
+        with full_disk_explained("writing"):
             status = run()
             sys.stdout.flush()
             return status

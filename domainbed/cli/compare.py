@@ -5,7 +5,7 @@ from typing import Any
 
 from domainbed.cli import Parser
 from domainbed.cli.analysis import add_output_options, finish
-from domainbed.paths import as_path
+from domainbed.paths import as_path, folder_name
 
 DESCRIPTION = """\
 Compare runs on the same data set, from their records alone: curves in one plot, figures beside those of trivial
@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
 def default_folder(names: list[str]) -> Path:
     """Return where a comparison of runs of these names belongs."""
     joined = "+".join(names)
-    return Path("results") / "compare" / (joined if len(joined) <= 120 else f"{joined[:100]}+{len(names)}_runs")
+    name = joined if len(joined) <= 120 else f"{joined[:100]}+{len(names)}_runs"
+    return Path("results") / "compare" / folder_name(name)
 
 
 def table(found: dict[str, Any]) -> list[str]:
