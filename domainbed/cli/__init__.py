@@ -77,6 +77,10 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; argparse's own ignores an output that can't be written."""
+        print(self.format_help(), end="", file=file)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}. --help explains the options")
 
@@ -117,7 +121,10 @@ def guarded(run: Callable[[], int]) -> int:
                 before[one] = signal.signal(one, _interrupt)
     try:
         with full_disk_explained("writing"):
-            status = run()
+            try:
+                status = run()
+            except SystemExit as done:  # of argparse, after --help
+                status = int(done.code or 0)
             sys.stdout.flush()
             return status
     except UserError as error:
