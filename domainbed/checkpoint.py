@@ -27,6 +27,7 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.finished import find_targets
 from domainbed.datasets.labels import plain
 from domainbed.errors import UserError, explain_os_errors
+from domainbed.paths import user_path
 from domainbed.registry import add_plugin
 
 FORMAT = 1
@@ -228,7 +229,7 @@ def load_with_meta(
     """
     for path in plugin:
         add_plugin(path)
-    run_dir = Path(run_dir).expanduser()
+    run_dir = user_path(run_dir)
     if run_dir.suffix == ".safetensors":
         config, meta = finished.read_export(run_dir)
         meta, weights = _with_plain_names(meta), run_dir

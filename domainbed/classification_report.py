@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from domainbed.errors import explain_os_errors
+from domainbed.paths import folder_name
 
 FIGURES = ("precision", "recall", "f1-score")
 AVERAGES = ("macro avg", "weighted avg")
@@ -165,8 +166,9 @@ def dump(folder: Path, figures: Iterable[Mapping[str, Any]], names: Sequence[str
             folder.mkdir(parents=True, exist_ok=True)
             name, counts = f"{one['environment']}_{one['part']}", one["metrics"]["confusion"]
             rows = report(names, counts)
-            (folder / f"{name}.txt").write_text(text(rows), encoding="utf-8", errors="backslashreplace")
-            (folder / f"{name}.csv").write_text(table(rows), encoding="utf-8", errors="backslashreplace")
-            pictures[name] = folder / f"{name}.png"
+            file = folder / f"{folder_name(one['environment'])}_{one['part']}"  # to which suffixes are added
+            Path(f"{file}.txt").write_text(text(rows), encoding="utf-8", errors="backslashreplace")
+            Path(f"{file}.csv").write_text(table(rows), encoding="utf-8", errors="backslashreplace")
+            pictures[name] = Path(f"{file}.png")
             picture(names, counts, f"{title} · {name}").save(pictures[name])
     return pictures

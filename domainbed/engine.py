@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm, Gradients, Minibatch, move, parameters_of, take_gradients
 from domainbed.errors import UserError
-from domainbed.machine import default_cache_dir, keep_freed_memory
+from domainbed.machine import check_launcher, default_cache_dir, keep_freed_memory
 from domainbed.objectives import rows, schedules
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|_ALLOC_FAILED")
@@ -104,6 +104,9 @@ class Engine:
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device = cuda, but torch finds no usable GPU. Use --device cpu, or install a CUDA build")
+        check_launcher()
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+            del os.environ[name]  # a run's settings are its own, and are recorded
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         if compile:
             check_compiler(on_cpu)
@@ -115,7 +118,14 @@ class Engine:
         torch.backends.cudnn.benchmark = not deterministic
         # accelerate keeps its settings in process-wide state; several runs in one process must not inherit them
         AcceleratorState._reset_state(reset_partial_state=True)
-        processes = PartialState(cpu=on_cpu, timeout=WAIT)
+        try:
+            processes = PartialState(cpu=on_cpu, timeout=WAIT)
+        except torch.distributed.DistError as error:
+            where = f"{os.environ.get('MASTER_ADDR')}, port {os.environ.get('MASTER_PORT')}"
+            raise UserError(
+                f"the processes of this run can't meet at {where} (MASTER_ADDR, MASTER_PORT): "
+                f"{str(error).strip().partition(chr(10))[0][:200]}. Choose a free port, with torchrun --master_port"
+            ) from None
         self.process, self.num_processes = processes.process_index, processes.num_processes
         # one process measures for all, on a machine where the others are quiet
         found = [resolve_precision(precision, on_cpu) if self.is_main else ""]

@@ -7,10 +7,12 @@ in one flat namespace. `resolve` parses each value by its declared type, collect
 remembers which layer set what. What the settings mean is not here.
 """
 
+import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from functools import partial
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -19,10 +21,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 from domainbed.errors import UserError, did_you_mean
+from domainbed.paths import user_path
 
 __all__ = [
     "Decay", "Field", "Fraction", "HParams", "Layer", "Names", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat",
-    "PositiveInt", "Resolved", "StepCount", "names_in", "read_yaml", "resolve",
+    "PositiveInt", "Resolved", "SeparatedBy", "StepCount", "names_in", "path_text", "read_yaml", "resolve",
 ]  # fmt: skip
 
 
@@ -31,6 +34,13 @@ class Kind:
     """What a value of a type is, for messages: "is not <text>"."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class SeparatedBy:
+    """What lies between the items of a list that is written as one text, as a regular expression."""
+
+    pattern: str
 
 
 def _no_bool(value: Any) -> Any:
@@ -60,20 +70,14 @@ def names_in(known: Iterable[str]) -> AfterValidator:
         if unknown:
             raise ValueError(f"no {unknown[0]!r}{did_you_mean(unknown[0], known)}")
         if twice := [value for value in values if values.count(value) > 1]:
-            raise ValueError(f"{twice[0]!r} stands there twice. Name it once")
+            raise ValueError(f"{twice[0]!r} is named twice. Name it once")
         return values
 
     return AfterValidator(check)
 
 
-def _split_commas(value: Any) -> Any:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
 #: A list of names, also written as one text with commas.
-Names = Annotated[list[str], BeforeValidator(_split_commas), Kind("a list of names, such as [a, b] or a,b")]
+Names = Annotated[list[str], Kind("a list of names, such as [a, b] or a,b")]
 
 
 class HParams(BaseModel):
@@ -185,15 +189,75 @@ def resolve(
 
 def parse(info: FieldInfo, value: Any) -> Any:
     """Return `value`, possibly text from a command line, as the type that the field declares."""
-    if isinstance(value, str):
-        if value.strip().lower() in ("null", "none") and type(None) in get_args(info.annotation):
-            value = None
-        elif value.lstrip()[:1] in ("[", "{"):
-            value = _yaml(value)
     declared: Any = info.annotation
     for item in info.metadata:
         declared = Annotated[declared, item]
+    declared = Annotated[declared, BeforeValidator(partial(_read, declared))]
     return TypeAdapter(declared).validate_python(value)
+
+
+def _read(declared: Any, value: Any) -> Any:
+    """Return `value` with its texts read as the declared type has them: null, lists, mappings, paths.
+
+    Raises:
+        ValueError: a path that can't be one, or a number with a decimal comma.
+    """
+    kinds = {get_origin(kind) or kind: (get_args(kind), metadata) for kind, metadata in _alternatives(declared)}
+    literals = kinds.get(Literal, ((), ()))[0]
+    if isinstance(value, str) and (value in literals or value.strip().lower() in ("null", "none")):
+        return None if value not in literals and type(None) in kinds else value
+    if (sequence := kinds.get(list) or kinds.get(tuple)) and str not in kinds and value is not None:
+        (first, *others), metadata = sequence
+        types_of = chain([first, *(kind for kind in others if kind is not ...)], repeat(first))  # of tuples, one each
+        return [_read(kind, item) for item, kind in zip(_items(first, metadata, value), types_of, strict=False)]
+    if not isinstance(value, str):
+        return value
+    if dict in kinds and value.lstrip().startswith("{"):
+        return _yaml(value)
+    if Path in kinds:
+        return Path(path_text(value))
+    if kinds.keys() & {int, float} and (comma := re.fullmatch(r"([-+]?\d+),(\d+)", value.strip())):
+        meant = f"{comma[1]}.{comma[2]}, with a point" if float in kinds else f"{comma[1]}{comma[2]}, without a comma"
+        raise ValueError(f"write {meant}")
+    return value
+
+
+def path_text(value: Any) -> Any:
+    """Return what may be the text of a path as `user_path` has it, and any other value as it is.
+
+    Raises:
+        ValueError: it is no path.
+    """
+    if not isinstance(value, (str, Path)):
+        return value
+    try:
+        return str(user_path(value))
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def _alternatives(declared: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield the types that a value may have, each with the metadata that it is annotated with."""
+    if get_origin(declared) is Annotated:
+        yield from _alternatives(get_args(declared)[0], (*get_args(declared)[1:], *metadata))
+    elif get_origin(declared) in (Union, types.UnionType):
+        for one in get_args(declared):
+            yield from _alternatives(one, metadata)
+    else:
+        yield declared, metadata
+
+
+def _items(item: Any, metadata: Iterable[Any], value: Any) -> list[Any]:
+    """Return the items of a list that may be written as one text, or be a single item."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _yaml(value)
+    in_words = {get_origin(kind) or kind for kind, _ in _alternatives(item)} & {str, Path}
+    between = next((one.pattern for one in metadata if isinstance(one, SeparatedBy)), "," if in_words else r"[\s,]+")
+    if isinstance(value, str) or (not in_words and isinstance(value, (list, tuple))):
+        texts = [value] if isinstance(value, str) else value  # `--seeds 0,1 2` is a list of texts that are lists
+        split = [re.split(between, text) if isinstance(text, str) else [text] for text in texts]
+        return [part.strip() if isinstance(part, str) else part for parts in split for part in parts if part != ""]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def explain(key: str, info: FieldInfo, value: Any, error: ValidationError) -> str:

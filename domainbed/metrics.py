@@ -108,12 +108,16 @@ def beside(probabilities: Tensor, baselines: Mapping[str, Tensor], labels: Tenso
         labels: (B,) long.
 
     Returns:
-        accuracy_<name>: (B,) 1 or 0. accuracy_minus_<name>: (B,) 1, 0 or -1.
+        accuracy_<name>: (B,) 1 or 0. accuracy_minus_<name>: (B,) 1, 0 or -1. nan where an answer is not finite.
     """
-    right = (probabilities.argmax(1) == labels).float()
+
+    def right_of(answers: Tensor) -> Tensor:
+        return (answers.argmax(1) == labels).float().where(answers.isfinite().all(1), math.nan)
+
+    right = right_of(probabilities)
     figures: dict[str, Tensor] = {}
     for name, logits in baselines.items():
-        theirs = (logits.argmax(1) == labels).float()
+        theirs = right_of(logits)
         figures |= {f"accuracy_{name}": theirs, f"accuracy_minus_{name}": right - theirs}
     return figures
 
@@ -148,7 +152,8 @@ class MaskCounts:
     """How many pixels of N masks are answered rightly and wrongly; what nobody labelled counts nowhere.
 
     Attributes:
-        counts: (N, K, 4) int64 true positives, false positives, false negatives, true negatives of each class.
+        counts: (N, K, 4) int64 true positives, false positives, false negatives, true negatives of each class; -1 for
+            an image with an answer that is not finite.
         exclusive: whether the K classes exclude each other, the first being the background, or are kinds that overlap.
     """
 
@@ -179,7 +184,8 @@ def count_pixels(answer: Tensor, target: Tensor) -> MaskCounts:
     else:
         labelled, true, found = ~target.isnan().any(1, keepdim=True), target == 1, answer > 0
     cells = [true & found, ~true & found, true & ~found, ~true & ~found]
-    return MaskCounts(torch.stack([(cell & labelled).sum((2, 3)) for cell in cells], dim=2), exclusive)
+    counts = torch.stack([(cell & labelled).sum((2, 3)) for cell in cells], dim=2)  # (B, K, 4)
+    return MaskCounts(counts.where(answer.isfinite().flatten(1).all(1)[:, None, None], -1), exclusive)
 
 
 def segmentation(masks: MaskCounts) -> dict[str, Any]:
@@ -194,11 +200,11 @@ def segmentation(masks: MaskCounts) -> dict[str, Any]:
             background is marked or answered has no such figure, and no part in the mean.
         iou_per_class, dice_per_class: K values from all images together, the background's among them.
 
-        None where a figure is not defined.
+        None where a figure is not defined, and every figure where an answer is not finite.
     """
     ones = torch.ones(len(masks.counts), 1, dtype=torch.float64)
     figures: dict[str, Any] = {name: _number(value) for name, value in _of_masks(masks, ones).items()}
-    for name, values in _overlap(masks.counts.sum(0)).items():
+    for name, values in _overlap(_finite_counts(masks).sum(0)).items():
         figures[f"{name}_per_class"] = [_number(value) for value in values]
     return figures
 
@@ -360,7 +366,7 @@ def _weighted_auc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
 
 def _of_masks(masks: MaskCounts, weights: Tensor) -> dict[str, Tensor]:
     """Figures (R,) of `segmentation` for weights (N, R), without those per class; nan where undefined."""
-    counts, scored = masks.counts.double(), slice(1 if masks.exclusive else 0, None)
+    counts, scored = _finite_counts(masks), slice(1 if masks.exclusive else 0, None)
     pooled = torch.einsum("nkc,nr->rkc", counts, weights)  # (R, K, 4)
     right = pooled[..., 0] if masks.exclusive else pooled[..., 0] + pooled[..., 3]  # (R, K)
     total = pooled[..., 0] + pooled[..., 2] if masks.exclusive else pooled.sum(2)  # of classes, each pixel has one
@@ -369,9 +375,14 @@ def _of_masks(masks: MaskCounts, weights: Tensor) -> dict[str, Tensor]:
         figures[f"{name}_dataset"] = values[:, scored].nanmean(1)
     for name, values in _overlap(counts).items():
         of_image = values[:, scored].nanmean(1)  # (N,)
-        defined = of_image.isfinite().double()
+        defined = of_image.isfinite().double()  # none where an answer is not finite, which makes it 0/0
         figures[f"{name}_image"] = (of_image.nan_to_num() @ weights) / (defined @ weights)
     return figures
+
+
+def _finite_counts(masks: MaskCounts) -> Tensor:
+    """Return the counts as float64, all of them nan if an answer is not finite."""
+    return masks.counts.double().where((masks.counts >= 0).all(), math.nan)
 
 
 def _overlap(counts: Tensor) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine
 from domainbed.errors import explain_os_errors
 from domainbed.evaluator import computed_once
+from domainbed.paths import folder_name
 
 NUM_IMAGES = 8
 SAMPLE_ROWS = 2
@@ -45,6 +46,7 @@ COLOURS = (
     (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (0, 114, 178), (213, 94, 0), (230, 159, 0),
 )  # fmt: skip
 IGNORED_COLOUR = (128, 128, 128)
+NOT_FINITE_COLOUR = (1.0, 0.0, 1.0)
 #: Share of the colour in a coloured pixel; the rest is the image.
 OPACITY = 0.6
 
@@ -175,9 +177,9 @@ def dump(
     """
     shown = Shown()
 
-    def write(name: str, picture: Image.Image) -> None:
+    def write(name: str, file: str, picture: Image.Image) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        shown.files[name] = folder / f"{name}.png"
+        shown.files[name] = folder / f"{file}.png"
         picture.save(shown.files[name], compress_level=COMPRESS_LEVEL)
 
     with explain_os_errors(f"writing {folder}"):
@@ -195,12 +197,12 @@ def dump(
             else:
                 labels = [images.class_name(row) for row in answer.rows]
                 picture = panel(answer.x, answer.output, labels, heading)
-            write(f"{name}_{split}", picture)
+            write(f"{name}_{split}", f"{folder_name(name)}_{split}", picture)
         if isinstance(algorithm, Sampler):
             with engine.evaluation(algorithm, seed=0):
                 samples = algorithm.sample(SAMPLE_ROWS * NUM_IMAGES).float().cpu()
             rows_of_samples = {f"samples {i + 1}": one for i, one in enumerate(samples.split(NUM_IMAGES))}
-            write("samples", sheet(rows_of_samples, [""] * NUM_IMAGES, f"{title} · drawn from the prior"))
+            write("samples", "samples", sheet(rows_of_samples, [""] * NUM_IMAGES, f"{title} · drawn from the prior"))
     return shown
 
 
@@ -302,6 +304,11 @@ def sheet(
 
 
 def to_image(tile: Tensor, size: tuple[int, int]) -> Image.Image:
-    """Return a (C, H, W) tensor in [0, 1] as an RGB picture of `size`, enlarged without smoothing."""
-    values = (tile.clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).numpy()
+    """Return a (C, H, W) tensor in [0, 1] as an RGB picture of `size`, enlarged without smoothing.
+
+    A pixel that is not finite is magenta, which no retina is.
+    """
+    pixels = tile.expand(3, -1, -1).permute(1, 2, 0)  # (H, W, 3)
+    pixels = torch.where(pixels.isfinite().all(-1, keepdim=True), pixels, torch.tensor(NOT_FINITE_COLOUR))
+    values = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(np.ascontiguousarray(values)).resize(size, Image.Resampling.NEAREST)

@@ -7,6 +7,7 @@
 What the figures mean is in `metrics`, their table in `summary`.
 """
 
+import errno
 import fcntl
 import io
 import json
@@ -22,7 +23,8 @@ from typing import IO, Any
 from PIL import Image
 from tqdm import tqdm
 
-from domainbed.errors import UserError, explain_os_errors
+from domainbed.errors import UserError, explain_os_errors, full_disk_explained
+from domainbed.machine import silence
 
 #: Of pictures in TensorBoard, from 0 to 95.
 JPEG_QUALITY = 90
@@ -100,10 +102,14 @@ class Records:
         """Write lines to the terminal and, with the time, to log.txt."""
         if not self._quiet:
             try:
-                tqdm.write(text, file=sys.stdout)
-                sys.stdout.flush()
-            except BrokenPipeError:  # whoever read our output has gone; the run goes on, and log.txt has it all
-                self._quiet = True
+                with full_disk_explained("writing the output"):
+                    tqdm.write(text, file=sys.stdout)
+                    sys.stdout.flush()
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.EIO):
+                    raise
+                self._quiet = True  # the reader or the terminal has gone; the run goes on, and log.txt has it all
+                silence(sys.stdout)
         self.log_file([text])
 
     def log_file(self, texts: list[str]) -> None:
@@ -198,9 +204,11 @@ class Board:
             self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def histogram(self, name: str, values: Any, step: int) -> None:
-        """Add a histogram of a tensor's values."""
-        with explain_os_errors("writing TensorBoard"):
-            self._writer.add_histogram(name, values, step)
+        """Add a histogram of the finite values of a tensor; none where there are none."""
+        finite_values = values[values.isfinite()]
+        if len(finite_values):
+            with explain_os_errors("writing TensorBoard"):
+                self._writer.add_histogram(name, finite_values, step)
 
     def close(self) -> None:
         """Flush and close."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UserError, did_you_mean
+from domainbed.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def add_plugin(path: str | Path) -> None:
     Raises:
         UserError: the file is missing, is not Python, registers nothing, or fails when imported.
     """
-    path = Path(path).expanduser().resolve()
+    path = user_path(path).resolve()
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except OSError as error:

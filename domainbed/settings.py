@@ -8,46 +8,33 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from domainbed.hparams import Fraction, Kind, NonNegativeInt, PositiveInt, StepCount
+from domainbed.hparams import Fraction, Kind, NonNegativeInt, PositiveInt, SeparatedBy, StepCount
 
 
-def _as_list(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.split()
-    return [value] if isinstance(value, int) else value
-
-
-def _as_paths(value: Any) -> Any:
-    if value is None:
-        return []
-    return [value] if isinstance(value, (str, Path)) else value
-
-
-def _as_texts(value: Any) -> Any:
-    return [str(one) for one in _as_list(value)] if isinstance(value, (int, str, list)) else value
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) else value
 
 
 Environments = Annotated[
-    list[str],
-    BeforeValidator(_as_texts),
+    list[Annotated[str, BeforeValidator(_as_text)]],
+    SeparatedBy(r"\s+"),
     Kind("a list of environments by number or name, such as 0 2 (two runs) or 0,2 (both held out in one run)"),
 ]
 
 
 def _distinct(values: list[int]) -> list[int]:
-    if len(set(values)) < len(values):
-        raise ValueError("one of them stands there twice")
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]} is given twice")
     return values
 
 
-Seeds = Annotated[
-    list[NonNegativeInt],
-    BeforeValidator(_as_list),
-    AfterValidator(_distinct),
-    Kind("a list of whole numbers, such as 0 1 2"),
-]
+Seeds = Annotated[list[NonNegativeInt], AfterValidator(_distinct), Kind("a list of whole numbers, such as 0 1 2")]
 
-Paths = Annotated[list[Path], BeforeValidator(_as_paths), Kind("the path of a file, or a list of paths")]
+Paths = Annotated[
+    list[Path],
+    BeforeValidator(lambda value: [] if value is None else value),
+    Kind("the path of a file, or a list of paths"),
+]
 
 WHAT, DATA, HOW_LONG, JUDGED, MACHINE, OUTPUT = (
     "what is trained", "data and splits", "how long, how often", "how it is judged", "machine", "where it goes",

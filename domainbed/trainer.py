@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,16 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from domainbed import checkpoint, classification_report, evaluator, metrics, model_selection, reconstructions, summary
+from domainbed import (
+    checkpoint,
+    classification_report,
+    evaluator,
+    machine,
+    metrics,
+    model_selection,
+    reconstructions,
+    summary,
+)
 from domainbed.algorithms import finished
 from domainbed.algorithms.base import (
     Algorithm,
@@ -45,6 +54,7 @@ from domainbed.datasets.splits import SPLITS
 from domainbed.engine import Engine, NonFiniteLoss, out_of_memory_explained
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.model_selection import PROTOCOLS
+from domainbed.paths import folder_name
 from domainbed.records import Board, Nowhere, Records
 from domainbed.settings import RunSettings
 
@@ -110,7 +120,7 @@ def train_all_targets(run: Run) -> None:
 
     Raises:
         UserError: a loss is not finite, the disk is full, a checkpoint is broken.
-        Interrupted: by SIGINT or SIGTERM, after saving.
+        Interrupted: by one of `machine.STOP_SIGNALS`, after saving.
     """
     with run.engine.alike():  # each checks its target
         trainings = [Training(run, seed, target) for seed in run.seeds for target in run.targets]
@@ -163,7 +173,8 @@ class Training:
         self.images, self.engine, self.records, self.settings = run.images, run.engine, run.records, run.settings
         self.name = run.target_name(target)
         self.sources = [e for e in range(len(run.images.environments)) if e not in target]
-        self.folder = run.base(seed) / f"te_{self.name}"
+        known = finished.find_targets(run.folder).get((seed if len(run.seeds) > 1 else None, self.name))
+        self.folder = known or run.base(seed) / f"te_{folder_name(self.name)}"
         self.checkpoints = self.folder / "checkpoints"
         self.best: float | None = None
         self.oracle: float | None = None
@@ -179,12 +190,14 @@ class Training:
         log, settings, engine = self.records.log, self.settings, self.engine
         engine.wait()  # what the last training left is there for all
         title = f"target {self.name}, seed {self.seed}"
+        with engine.alike():
+            self.check_folder()
         if engine.agreed((self.folder / "done").exists()):
             log(f"\n{title}: done already")
             return
         log(f"\n{title}: trains on {', '.join(self.images.environments[e] for e in self.sources)}")
         start = self.begin()
-        folder = self.shared.base(self.seed) / "tensorboard" / f"te_{self.name}"
+        folder = self.shared.base(self.seed) / "tensorboard" / self.folder.name
         self.board: Any = Board(folder, purge_step=start + 1 if start else 0) if engine.is_main else Nowhere()
         self.board.text("config", f"$ {self.shared.command}\n{yaml.safe_dump(self.shared.config)}", start)
         if start == 0:
@@ -192,7 +205,7 @@ class Training:
         saved_at = logged_at = time.monotonic()
         began = time.monotonic()
         with (
-            stop_signals() as stop,
+            stop_between_steps() as stop,
             ReadAhead(self.loader.read, start, settings.steps) as ahead,
             tqdm(
                 total=settings.steps,
@@ -233,6 +246,16 @@ class Training:
             if engine.any(bool(stop.asked)):  # while the last step was judged and saved
                 self.interrupt(stop, settings.steps)
         self.finish()
+
+    def check_folder(self) -> None:
+        """Raise `UserError` where the folder is another target's: some file systems take `A` and `a` for one name."""
+        if (self.checkpoints / "init").is_dir():
+            target = checkpoint.read_meta(self.checkpoints / "init")["target"]
+            if target != self.name:
+                raise UserError(
+                    f"{self.folder} holds the training of target {target}, so {self.name} has no folder of its own. "
+                    "Rename one of these environments"
+                )
 
     def interrupt(self, stop: "Stop", step: int) -> NoReturn:
         """End the run, which is saved, as it was asked to.
@@ -414,6 +437,7 @@ class Training:
                 | {"environment": name, "role": role, "part": "val", "n": found["n"], "metrics": found["metrics"]}
             )
             self.board.scalars({f"{name}_{role}_val/{metric}": v for metric, v in found["metrics"].items()}, step)
+        self.check_divergence(step, figures)
         scores = {
             name: model_selection.score(self.settings.select_by, {e: figures[e] for e in environments})
             for name, environments in self.scored.items()
@@ -432,6 +456,36 @@ class Training:
         sign = 1 if model_selection.SELECTION_METRICS[metric] == "higher" else -1  # a score is higher for a lower loss
         best = f"; best so far {sign * self.best:.4g}" if self.best is not None else ""
         self.records.log(f"  held-out {metric}: {text or 'undefined'}{best}")
+
+    def check_divergence(self, step: int, figures: dict[str, dict[str, Any]]) -> None:
+        """Warn where the loss on held-out images is not finite; end the run where that holds for every source.
+
+        The next step would meet it, too, but after the last one there is none.
+
+        Args:
+            step: of the checkpoint. figures: by environment.
+
+        Raises:
+            UserError: no held-out loss of a training environment is finite.
+        """
+        diverged = [name for name, found in figures.items() if found.get("total_loss", 0) is None]
+        sources = [name for e in self.sources if (name := self.images.environments[e]) in figures]
+        if not diverged:
+            return
+        where = f"the loss on held-out images of {', '.join(diverged)} is not finite after step {step}"
+        if set(sources) - set(diverged) or not sources:
+            self.records.log(f"WARNING: {where}")
+            return
+        with self.engine.alike():
+            raise UserError(
+                f"{where}, target {self.name}, seed {self.seed}: the training has diverged. {self.saved_earlier()}"
+                "Start another run with a lower lr, or with clip_norm=1"
+            )
+
+    def saved_earlier(self) -> str:
+        """Return the sentence that says where checkpoints of earlier steps are, empty where there is none."""
+        last = checkpoint.exists(self.checkpoints / "last")
+        return f"Checkpoints of earlier steps are in {self.checkpoints}. " if last else ""
 
     def finish(self) -> None:
         """Judge the target once with every protocol's checkpoint, export `best`, and mark the target as done."""
@@ -612,7 +666,7 @@ class Training:
         if not self.engine.is_main:
             return
         folder = (
-            self.shared.base(self.seed) / ("recon_final" if step is None else f"recon_step_{step}") / f"te_{self.name}"
+            self.shared.base(self.seed) / ("recon_final" if step is None else f"recon_step_{step}") / self.folder.name
         )
         at = self.settings.steps if step is None else step
         title = f"{self.settings.algorithm} · step {at} · target {self.name}"
@@ -660,15 +714,13 @@ class Training:
             elif self.engine.any(finite is None):
                 unknown.append(name)
         terms = ["total_loss" if term == "loss" else term for term in error.terms]
-        last = checkpoint.exists(self.checkpoints / "last")
-        saved = f"Checkpoints of earlier steps are in {self.checkpoints}. " if last else ""
         who = [f"the minibatch of {' and of '.join(guilty)} alone gives it"] if guilty else []
         who += [f"whether that of {' or of '.join(unknown)} alone does can't be computed"] if unknown else []
         who = who or ["no environment's minibatch alone gives it"]
         return UserError(
             f"the loss is not finite at step {step + 1}, target {self.name}, seed {self.seed}: "
-            f"{', '.join(terms)}; {'; '.join(who)}. {saved}Start another run with a lower lr, or with --precision "
-            "float32"
+            f"{', '.join(terms)}; {'; '.join(who)}. {self.saved_earlier()}Start another run with a lower lr, "
+            "with clip_norm=1, or with --precision float32"
         )
 
 
@@ -698,10 +750,10 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a wish that the loop grants between two steps.
+def stop_between_steps() -> Iterator[Stop]:
+    """Turn signals to stop into a wish that the loop grants between two steps.
 
-    A second SIGINT acts at once. SIGTERM stays a wish however often it comes: schedulers and torchrun repeat it.
+    A second SIGINT acts at once. The others stay a wish however often they come: schedulers and torchrun repeat them.
     """
     stop = Stop()
     before: dict[signal.Signals, Any] = {}
@@ -709,13 +761,13 @@ def stop_signals() -> Iterator[Stop]:
     def ask(number: int, frame: Any) -> None:
         if stop.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            machine.lose_terminal()
         stop.asked = signal.Signals(number).name
 
-    try:
-        for one in (signal.SIGINT, signal.SIGTERM):
+    with suppress(ValueError):  # not in the main thread: whoever runs this handles signals
+        for one in machine.stop_signals():
             before[one] = signal.signal(one, ask)
-    except ValueError:  # not in the main thread: whoever runs this handles signals
-        pass
     try:
         yield stop
     finally:

@@ -1,11 +1,13 @@
 """Layers of a configuration, the types of values, and what a user reads when one of them is wrong."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field as PydanticField
 from pydantic import create_model
 
+from domainbed.algorithms.latent_classifier import LatentClassifier
 from domainbed.algorithms.vae_dg import VAE_DG
 from domainbed.errors import UserError
 from domainbed.hparams import (
@@ -314,3 +316,85 @@ def test_a_file_that_is_no_mapping_is_one_line_with_its_path(tmp_path, content, 
     with pytest.raises(UserError, match=message) as raised:
         read_yaml(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+class Lists(HParams):
+    """Settings of every kind of list."""
+
+    numbers: Literal["none"] | list[NonNegativeFloat] = Field("none", description="numbers")
+    counts: list[PositiveInt] | None = Field(None, description="counts")
+    names: Names = Field([], description="names")
+    pair: tuple[int, str] = Field((0, "a"), description="a pair")
+    place: Path = Field(Path("here"), description="a path")
+    places: list[Path] = Field([], description="paths")
+    perhaps: Path | None = Field(None, description="a path or none")
+    word: str = Field("", description="text")
+
+
+@pytest.mark.parametrize(
+    ("key", "texts", "value"),
+    [
+        ("numbers", ["1,2.5,3", "1, 2.5, 3", "1 2.5 3", "[1, 2.5, 3]", [1, 2.5, 3], ["1,2.5", "3"]], [1.0, 2.5, 3.0]),
+        ("numbers", ["2", 2, "[2]", [2]], [2.0]),
+        ("numbers", ["none"], "none"),
+        ("counts", ["1,2", "1 2", ["1", "2"], "[1, 2]", " 1 , 2 ,"], [1, 2]),
+        ("counts", ["null", "None", None], None),
+        ("names", ["a b,c", "a b, c", "[a b, c]", ["a b", "c"]], ["a b", "c"]),
+        ("names", [["a,b"], '["a,b"]'], ["a,b"]),  # what a file has as an item is one
+        ("pair", ["3,4", [3, "4"], "[3, '4']"], (3, "4")),
+        ("places", ["a b,c", ["a b", "c"]], [Path("a b"), Path("c")]),
+        ("word", ["[1, 2", "a,b", "1,5"], None),
+    ],
+)
+def test_a_list_is_written_with_commas_brackets_or_as_yaml_has_it(key, texts, value):
+    for text in texts:
+        read = resolve([Lists], [Layer("command line", {key: text})]).values[key]
+        assert read == (text if value is None and key == "word" else value), text
+
+
+def test_a_path_is_expanded_whatever_says_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for text, path in (("~", tmp_path), ("~/a b/", tmp_path / "a b"), ("$HOME/x", Path("$HOME/x")), ("a~", Path("a~"))):
+        values = resolve([Lists], [Layer("file", {"place": text, "perhaps": text, "places": [text]})]).values
+        assert values["place"] == values["perhaps"] == path and values["places"] == [path]
+    settings = [(RunSettings, key) for key in ("data_dir", "results_dir", "cache_dir")]
+    settings += [(VAE_DG.HParams, "pretrained"), (LatentClassifier.HParams, "encoder_run")]
+    for model, key in settings:
+        assert str(resolve([model], [Layer("file", {key: "~/x"})]).values[key]) == str(tmp_path / "x"), key
+    assert resolve([RunSettings], [Layer("file", {"plugin": "~/x.py"})]).values["plugin"] == [tmp_path / "x.py"]
+    assert resolve([VAE_DG.HParams], [Layer("file", {"pretrained": "Auto"})]).values["pretrained"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        ("a\nb", "control character"),
+        ("a\0b", "control"),
+        ("~nobody9/x", "~nobody9"),
+    ],
+)
+def test_what_can_be_no_path_is_refused_with_its_key(text, says):
+    for key in ("place", "perhaps"):
+        with pytest.raises(UserError, match=f"command line: {key} = .* is not a path") as raised:
+            resolve([Lists], [Layer("command line", {key: text})])
+        assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "hint"),
+    [
+        ("rate", "1,5", "write 1.5, with a point"),
+        ("steps", "10,000", "write 10000, without a comma"),
+        ("steps", "5k", ""),
+    ],
+)
+def test_a_number_with_a_comma_is_told_how_it_is_written(key, text, hint):
+    assert hint in fault(**{key: text}) and f"{key} = {text!r} is not a" in fault(**{key: text})
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("on", True), ("1", True), ("no", False), ("Off", False)])
+def test_a_flag_may_be_a_word(text, value):
+    assert from_command_line(quick=text)["quick"] is value
+    assert from_command_line(steps="1_000")["steps"] == 1000

@@ -364,3 +364,23 @@ def test_intervals_of_masks_are_those_of_drawn_images(exclusive):
         expected = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         assert list(bounds) == pytest.approx(expected, abs=1e-9)
         assert bounds[0] <= point[name] <= bounds[1]
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_mask_that_is_not_finite_has_no_figure_and_is_not_background(exclusive: bool) -> None:
+    target = torch.zeros(2, 4, 4, dtype=torch.long) if exclusive else torch.zeros(2, 2, 4, 4)
+    logits = torch.zeros(2, 2, 4, 4)
+    assert metrics.segmentation(metrics.count_pixels(logits, target))["pixel_accuracy"] == 1
+    logits[1, :, 0, 0] = torch.nan
+    counts = metrics.count_pixels(logits, target)
+    found = metrics.segmentation(counts)
+    assert all(value is None or set(value) == {None} for value in found.values()), found
+    drawn = metrics.bootstrap(["a", "b"], masks=counts)
+    assert set(drawn.values()) == {None}
+
+
+def test_an_answer_that_is_not_finite_is_neither_right_nor_wrong_beside_a_baseline() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [torch.nan, torch.nan]])
+    found = metrics.beside(probabilities, {"other": torch.tensor([[1.0, 0.0], [1.0, 0.0]])}, torch.tensor([0, 0]))
+    assert found["accuracy_other"].tolist() == [1, 1]
+    assert found["accuracy_minus_other"][0] == 0 and found["accuracy_minus_other"][1].isnan()

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -897,3 +898,99 @@ def test_samples_are_those_of_the_last_weights_from_noise_that_stays(train, phot
         np.testing.assert_allclose(tile, expected[number].permute(1, 2, 0).numpy(), atol=0.51 / 255)
     assert train("autoencoder", *start, "--algorithm", "AE")[0] == 0
     assert not list(run_folder("autoencoder").rglob("samples.png"))
+
+
+@pytest.mark.parametrize("algorithm", ["AE", "ERM", "VAE"])
+def test_a_run_that_diverges_in_its_last_step_says_so_and_keeps_what_was_saved(
+    train, photographs: Path, algorithm: str
+) -> None:
+    words = ["--data_dir", photographs, "--algorithm", algorithm, "--test_envs", "0", "lr=1e20", "batch_size=4"]
+    status, _, err = train("one", *words, "--steps", 1)
+    assert status == 2 and "has diverged" in err and "lower lr" in err and "camera1, camera2" in err, err
+    assert not (run_folder("one") / "config.yaml").exists(), "its name is free again"
+
+
+def test_codes_and_pixels_that_are_not_finite_are_left_out_of_histograms_and_marked_in_pictures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from domainbed.reconstructions import to_image
+    from domainbed.records import Board
+
+    board = Board(tmp_path, 0)
+    board.histogram("none", torch.full((3,), torch.nan), 0)
+    board.histogram("some", torch.tensor([1.0, torch.inf, 1.0, torch.nan]), 0)
+    board.scalars({"nan": math.nan, "inf": math.inf}, 0)
+    board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["histograms"] == ["some"] and events.Histograms("some")[0].histogram_value.num == 2
+    tile = torch.tensor([[[0.5, torch.nan]]])
+    assert [to_image(tile, (2, 1)).getpixel((x, 0)) for x in (0, 1)] == [(128, 128, 128), (255, 0, 255)]
+
+
+def test_a_target_alone_whose_loss_is_not_finite_is_a_warning(train, photographs: Path, monkeypatch) -> None:
+    from domainbed import evaluator
+
+    original = evaluator.figures
+
+    def figures(outputs, **options):
+        record = original(outputs, **options)
+        if outputs.labels.shape and outputs.groups[0].startswith("camera0"):
+            record["metrics"]["total_loss"] = None
+        return record
+
+    monkeypatch.setattr(evaluator, "figures", figures)
+    status, out, _ = train("far", "--data_dir", photographs, "--test_envs", "0", "--algorithm", "ERM", *SHORT)
+    assert status == 0 and "WARNING: the loss on held-out images of camera0 is not finite after step 2" in out
+    folder = run_folder("far")
+    for path in (folder / "summary.json", folder / "te_camera0/checkpoints/last/checkpoint.json"):
+        json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"JSON has no {name}"))
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # of matplotlib's font, which has no Chinese
+@pytest.mark.parametrize("name", ["x" * 300, "\u773c" * 100, 'site: "A" | B?', "0", "-x", ".hidden"], ids=range(6))
+def test_an_environment_of_any_name_is_trained_opened_and_gone_on_with(
+    train, photographs: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from domainbed import cli
+    from domainbed.algorithms.finished import find_targets
+
+    table = tmp_path / "images.csv"
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "environment", "label"])
+        for path in sorted(photographs.rglob("*.png")):
+            rows.writerow([path, name if "camera0" in str(path) else path.parts[-3], path.parts[-2]])
+    words = ["--dataset", "Manifest", "--data_dir", table, "--algorithm", "ERM", "--test_envs", name]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        assert train("named", *words, *SHORT)[0] == 130
+    status, out, err = train("named", "--resume")
+    assert (status, err) == (0, "") and "goes on after step 3" in out
+    folder = run_folder("named", "Manifest")
+    assert list(find_targets(folder)) == [(None, name)]
+    assert {one["target"] for one in records(folder) if "target" in one} == {name}
+    assert domainbed.load(folder, target=name).name == "ERM"
+    for command in (["errors", folder, "--device", "cpu"], ["report", folder, "--quick"]):
+        assert cli.main([*map(str, command)]) == 0, capfd.readouterr().err
+    assert "done already" in train("named", "--resume")[1]
+    assert all(len(os.fsencode(path.name)) <= 255 and "|" not in path.name for path in folder.rglob("*"))
+
+
+def test_a_folder_that_an_earlier_version_named_is_gone_on_with(train, photographs: Path) -> None:
+    (photographs / "camera0").rename(photographs / "camera:0")
+    words = ["--data_dir", photographs, "--algorithm", "AE", "--test_envs", "camera:0"]
+    assert train("old", *words, *SHORT)[0] == 0
+    (folder,) = run_folder("old").glob("te_*")
+    folder.rename(folder.with_name("te_camera:0"))
+    assert "done already" in train("old", "--resume")[1]
+
+
+def test_two_targets_that_a_file_system_takes_for_one_are_told_apart(train, photographs: Path) -> None:
+    words = ["--data_dir", photographs, "--algorithm", "AE", *SHORT]
+    assert train("one", *words, "--test_envs", "0")[0] == 0
+    folder = run_folder("one")
+    (folder / "te_camera1").symlink_to("te_camera0")  # as if the names differed in case, on a share of Windows
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace('"camera0"]', '"camera1"]'))
+    status, _, err = train("one", "--resume")
+    assert status == 2 and "holds the training of target camera0, so camera1 has no folder of its own" in err

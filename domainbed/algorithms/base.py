@@ -19,7 +19,16 @@ from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
 from domainbed import hparams, pretrained
 from domainbed.errors import UserError
-from domainbed.hparams import Decay, Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt, StepCount
+from domainbed.hparams import (
+    Decay,
+    Field,
+    Kind,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    StepCount,
+    path_text,
+)
 from domainbed.networks.encoders import TimmEncoder
 
 #: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,). Where `needs_masks`, masks in
@@ -369,8 +378,8 @@ class MaskHParams(Algorithm.HParams):
 
 def _as_text(value: Any) -> Any:
     """YAML and Python say true and false where the command line says "true" and "false"."""
-    text = str(value) if isinstance(value, (bool, Path)) else value
-    return text.lower() if isinstance(text, str) and text.lower() in ("auto", "true", "false") else text
+    text = str(value) if isinstance(value, bool) else value
+    return text.lower() if isinstance(text, str) and text.lower() in ("auto", "true", "false") else path_text(text)
 
 
 class EncoderHParams(Algorithm.HParams):
@@ -399,7 +408,7 @@ def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) ->
         warnings.warn(weights.message, stacklevel=3)
     encoder = TimmEncoder(hparams.model, input_shape)
     if weights.source != "false":
-        pretrained.load_weights(encoder.backbone, hparams.model, Path(weights.source).expanduser())
+        pretrained.load_weights(encoder.backbone, hparams.model, Path(weights.source))
     if hparams.freeze_bn:
         if weights.source == "false" and hparams.pretrained != "false":
             raise UserError(f"{weights.message}. {FREEZE_BN_WITHOUT_WEIGHTS}")

@@ -13,18 +13,20 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.errors import UserError
-from domainbed.hparams import Kind
+from domainbed.hparams import Kind, path_text
+from domainbed.paths import is_shortened, user_path
 from domainbed.registry import ALGORITHMS
 
 EXPORTED = "model.safetensors"
@@ -69,7 +71,9 @@ class FinishedRun(BaseModel):
 
 #: Type of a key that names a finished run: a path, or its description once target and seed are known.
 RunPath = Annotated[
-    FinishedRun | str | None, Kind("the folder of a finished run, results/train_output/<dataset>/<name>")
+    FinishedRun | str | None,
+    BeforeValidator(path_text),
+    Kind("the folder of a finished run, results/train_output/<dataset>/<name>"),
 ]
 
 
@@ -135,7 +139,7 @@ def find(key: str, path: str | Path, target: str, seed: int) -> Path:
     """
     if not str(path).strip():
         raise UserError(f"{key} is empty. Give the folder of a finished run, or its exported model")
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise UserError(f"{key}: there is no file {path}. Give the folder of a finished run, or its exported model")
@@ -179,12 +183,22 @@ def _exported(key: str, folder: Path) -> Path:
 def find_targets(run_dir: Path) -> dict[tuple[int | None, str], Path]:
     """Return the folders te_<target> of a run by (seed, target); the seed is None where the run has a single one."""
     found: dict[tuple[int | None, str], Path] = {
-        (None, path.name[3:]): path for path in sorted(run_dir.glob("te_*")) if path.is_dir()
+        (None, _target_of(path)): path for path in sorted(run_dir.glob("te_*")) if path.is_dir()
     }
     for folder in sorted(run_dir.glob("seed_*")):
         if folder.name[5:].isdigit():
-            found |= {(int(folder.name[5:]), path.name[3:]): path for path in sorted(folder.glob("te_*"))}
+            found |= {(int(folder.name[5:]), _target_of(path)): path for path in sorted(folder.glob("te_*"))}
     return found
+
+
+def _target_of(folder: Path) -> str:
+    """Return the target of a folder te_<target>, from a checkpoint where the folder's name is not the whole of it."""
+    name = folder.name.removeprefix("te_")
+    if is_shortened(name):
+        for path in sorted(folder.glob("checkpoints/*/checkpoint.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                return str(json.loads(path.read_text(encoding="utf-8"))["target"])
+    return name
 
 
 def read(path: Path) -> FinishedRun:

@@ -21,6 +21,7 @@ from domainbed.algorithms.base import Predictor, Reconstructor, Segmenter, needs
 from domainbed.analysis import calibration, plots
 from domainbed.analysis.opened import OpenedRun
 from domainbed.errors import UserError, explain_os_errors
+from domainbed.paths import folder_name
 from domainbed.reconstructions import mask_panel
 
 #: Figures whose difference between environments is given, and whether more of it is better.
@@ -299,7 +300,7 @@ def _draw_calibration(
 def _draw_confusions(run: OpenedRun, folder: Path, environments: Mapping[str, Any]) -> list[dict[str, str]]:
     pictures = []
     for name, one in environments.items():
-        file = f"confusion_{name}.png"
+        file = f"confusion_{folder_name(name)}.png"
         title = f"{run.config['algorithm']} · {run.run_name} · {name} ({one['role']})"
         plots.save_image(classification_report.picture(run.classes, one["metrics"]["confusion"], title), folder / file)
         counts = np.array(one["metrics"]["confusion"])
@@ -341,7 +342,7 @@ def _draw_wrong_answers(
                 f"true: {said[one]['class']}\nanswer: {said[one]['answer']}\np = {said[one]['probability']:.2f}"
                 for one in order
             ]
-            file = f"{kind}_{name}.png"
+            file = f"{kind}_{folder_name(name)}.png"
             heading = f"{run.title} · {name} ({run.roles(answers[name].rows)})"
             _draw_grid(folder / file, [run.pixels(answers[name].rows[order])], [""], labels, heading)
             outputs = answers[name].outputs
@@ -379,7 +380,7 @@ def _draw_reconstructions(
             f"{per_image['psnr'][one]:.1f} dB" + (f"\nSSIM {per_image['ssim'][one]:.2f}" if "ssim" in per_image else "")
             for one in order
         ]
-        file = f"reconstructions_{name}.png"
+        file = f"reconstructions_{folder_name(name)}.png"
         heading = f"{run.title} · {name} ({run.roles(answers[name].rows)})"
         _draw_grid(folder / file, [x, made, error], ["input", "output", "|error|"], labels, heading, top)
         pictures.append(
@@ -407,7 +408,7 @@ def _draw_masks(
         rows = answers[name].rows[order]
         logits = run.compute(rows, lambda x, y: {"logits": algorithm.segment(x)})["logits"]
         target = run.images.targets(rows, run.images.planes(rows))
-        file = f"masks_{name}.png"
+        file = f"masks_{folder_name(name)}.png"
         heading = f"{run.title} · {name} ({run.roles(answers[name].rows)})"
         picture = mask_panel(run.pixels(rows), logits, target, run.images.target_classes, heading)
         plots.save_image(picture, folder / file)

@@ -31,6 +31,7 @@ from domainbed.analysis.recorded import RecordedRun, dataset_settings
 from domainbed.datasets.images import UnreadableImage
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.networks.encoders import TimmEncoder
+from domainbed.paths import folder_name, user_path
 
 #: Format to the name of its file.
 FORMATS = {"safetensors": "model.safetensors", "onnx": "model.onnx", "torch.export": "model.pt2"}
@@ -77,7 +78,7 @@ def analyse(
     Raises:
         UserError: no such run, model, output or part; a library is missing; the disk is full; a file does not agree.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     algorithm, config, meta = checkpoint.load_with_meta(path, target, seed, checkpoint_name, plugin)
     there = choose_outputs(algorithm, config["algorithm"], outputs)
     about = about_model(path, algorithm, config, meta, there if part == "model" else [], licence)
@@ -86,7 +87,7 @@ def analyse(
     if needs_label(algorithm) and part == "model":
         notes.append(f"{about.algorithm} needs a label to reconstruct, which x does not hold: no reconstruction")
     where = data_dir if data_dir is not None else config["data_dir"]
-    samples, checked_on = sample_images(about, Path(where).expanduser() if where is not None else None)
+    samples, checked_on = sample_images(about, user_path(where) if where is not None else None)
     if samples is None:
         notes.append(f"the run's images were not read ({checked_on}); the check is on random ones")
         samples, checked_on = random_images(about.input_shape), f"{NUM_SAMPLES} random images"
@@ -118,7 +119,7 @@ def recorded(path: Path) -> RecordedRun | None:
 def default_folder(path: Path, meta: dict[str, Any], about: About) -> Path:
     """Return where files of a model belong."""
     above = Path(meta["folder"]).parents[2] if "folder" in meta else path.parent
-    return above / "analysis" / "export" / f"te_{about.target}_{about.checkpoint}"
+    return above / "analysis" / "export" / f"te_{folder_name(about.target)}_{about.checkpoint}"
 
 
 def write(

@@ -123,7 +123,7 @@ def about_model(
     return About(
         format=FORMAT,
         version=__version__,
-        run=meta.get("run") or _run_name(path.expanduser().resolve()),
+        run=meta.get("run") or _run_name(path.resolve()),
         algorithm=config["algorithm"],
         target=meta["target"],
         seed=meta["seed"],

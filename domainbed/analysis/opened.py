@@ -28,6 +28,7 @@ from domainbed.engine import Engine
 from domainbed.errors import UserError
 from domainbed.evaluator import NOISE_SEED, in_batches
 from domainbed.machine import default_cache_dir, default_num_workers
+from domainbed.paths import folder_name, user_path
 
 
 @dataclass
@@ -103,7 +104,7 @@ class OpenedRun:
 
     def folder_for(self, command: str) -> Path:
         """Where a command's pictures and figures belong; not made here."""
-        name = f"te_{self.target}_{self.checkpoint}"
+        name = f"te_{folder_name(self.target)}_{self.checkpoint}"
         if "folder" not in self.meta:  # an exported file
             return self.path.parent / "analysis" / command / name
         return Path(self.meta["folder"]).parents[2] / "analysis" / command / name
@@ -198,7 +199,7 @@ def open_run(
         UserError: there is no such run or model, it is of another version or broken, or its images are not there or
             have changed.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix == ".safetensors" and checkpoint_name not in (None, "best"):
         raise UserError(f"{path} was exported from `best`. Give the run's folder for {checkpoint_name!r}")
     algorithm, config, meta = checkpoint.load_with_meta(path, target, seed, checkpoint_name, plugin)
@@ -226,7 +227,7 @@ def dataset_of(config: dict[str, Any]) -> Dataset:
     """
     cls, hparams = dataset_settings(config["dataset"], config["datasets"][config["dataset"]])
     folder = config["data_dir"]
-    folder = Path(folder).expanduser().resolve() if folder is not None else None
+    folder = user_path(folder).resolve() if folder is not None else None
     if folder is not None and not folder.exists():
         raise UserError(f"the images of this run are not in {folder} any more. Say where they are with --data_dir")
     return cls(folder, hparams)
@@ -248,7 +249,7 @@ def images_of(
         trial_seed=config["trial_seed"],
         holdout_fraction=config["holdout_fraction"],
         subset_size=config["subset_size"],
-        cache_dir=Path(cache_dir or config.get("cache_dir") or default_cache_dir()),
+        cache_dir=user_path(cache_dir or config.get("cache_dir") or default_cache_dir()),
         num_workers=config.get("num_workers") or default_num_workers(),
         skip_unreadable=config["skip_unreadable"],
         strict=False,

@@ -36,6 +36,7 @@ from domainbed.engine import Engine
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.evaluator import NOISE_SEED
 from domainbed.machine import default_num_workers
+from domainbed.paths import folder_name, user_path
 from domainbed.reconstructions import COLOURS
 
 #: Of `exported.OUTPUTS`, what a row is made of.
@@ -95,7 +96,7 @@ def open_model(
     Raises:
         UserError: there is no such model, it is broken or of another version, or it predicts nothing.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix in (".onnx", ".pt2"):
         if device == "cuda" or precision == "bf16":
             raise UserError(f"{path.name} runs on the processor in float32. Give the run's folder for other ways")
@@ -169,7 +170,7 @@ def find_images(paths: Sequence[str | Path], passed_over: PassedOver | None = No
     passed_over = passed_over or PassedOver()
     files: dict[str, Path] = {}
     tops = []
-    for path in (Path(path).expanduser() for path in paths):
+    for path in map(user_path, paths):
         if not path.exists() and not path.is_symlink():
             raise UserError(f"there is no {path}. Give image files, or folders of them")
         tops.append(os.path.abspath(path if path.is_dir() else path.parent))
@@ -262,7 +263,9 @@ def predict(
                     pixels = torch.from_numpy(np.stack([one for _, one in batch])).permute(0, 3, 1, 2).contiguous()
                     answers = model.answer(pixels)
                     for write in writers:
-                        list(pool.map(write, (image for image, _ in batch), answers[write.output]))
+                        pairs = zip((image for image, _ in batch), answers[write.output], strict=True)
+                        finite = [(image, value) for image, value in pairs if value.isfinite().all()]
+                        list(pool.map(lambda pair, write=write: write(*pair), finite))
                     rows, broken = make_rows(model.about, pixels, answers)
                     table.writerows([str(image.path), *row] for (image, _), row in zip(batch, rows, strict=True))
                     file.flush()
@@ -278,7 +281,10 @@ def predict(
         raise UserError(f"none of the images ({len(images)}) can be read:\n{reasons}\nMend them, or give others")
     notes = []
     if record["non_finite"]:
-        notes.append(f"the model's answer is not finite for {len(record['non_finite'])} images; their cells are empty")
+        notes.append(
+            f"the model's answer is not finite for {len(record['non_finite'])} images; their cells are empty, and "
+            "they have no picture"
+        )
     return {
         "out": str(out), "beside": str(beside), "model": record["model"], "images": record["images"],
         "unreadable": record["unreadable"], "summary": summarise(out), "masks": record["masks"],
@@ -369,7 +375,7 @@ class _Reconstructions:
         self.folder = folder / "reconstructions"
 
     def __call__(self, image: Found, value: Tensor) -> None:
-        pixels = value.nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8).movedim(0, -1).numpy()
+        pixels = value.clamp(0, 1).mul(255).round().to(torch.uint8).movedim(0, -1).numpy()
         _save(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)),
               self.folder / f"{image.place}.png")  # fmt: skip
 
@@ -393,7 +399,7 @@ class _Masks:
             self.save(found.argmax(0), original, self.folder / f"{image.place}.png", 0)
             return
         for kind, (name, mask) in enumerate(zip(self.about.classes, found, strict=True)):
-            self.save(mask, original, self.folder / name / f"{image.place}.png", kind)
+            self.save(mask, original, self.folder / folder_name(name) / f"{image.place}.png", kind)
 
     def save(self, mask: np.ndarray, original: np.ndarray, path: Path, shift: int) -> None:
         """Write one file: 0 is black, 1 and so on the colours from `shift` on."""

@@ -12,6 +12,7 @@ from typing import Any
 from domainbed import checkpoint
 from domainbed.algorithms.finished import find_targets
 from domainbed.errors import UserError
+from domainbed.paths import user_path
 from domainbed.records import read_results
 from domainbed.registry import DATASETS
 
@@ -37,7 +38,7 @@ class RecordedRun:
         Raises:
             UserError: it is none, or nothing was recorded yet.
         """
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         config = checkpoint.read_config(folder)
         records = read_results(folder / "results.jsonl")
         if not any(record["kind"] == "start" for record in records):

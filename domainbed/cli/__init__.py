@@ -14,14 +14,14 @@ python -m domainbed train_all | train_subset <name> …      the same as train_a
 import argparse
 import gc
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from domainbed.errors import UserError, did_you_mean
+from domainbed.errors import UserError, did_you_mean, full_disk_explained
+from domainbed.machine import lose_terminal, open_standard_streams, process_number, silence, stop_signals
 
 COMMANDS = {
     "list": "names of all algorithms and data sets, or the settings of one",
@@ -48,12 +48,12 @@ GARBAGE_THRESHOLD = 100_000
 def main(argv: list[str] | None = None) -> int:
     """Run `python -m domainbed <command> …` and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print("usage: python -m domainbed <command> [--help]\n\ncommands:")
-        print("\n".join(f"  {name:<13} {line}" for name, line in COMMANDS.items()))
-        return 0 if argv else 2
 
     def run() -> int:
+        if not argv or argv[0] in ("-h", "--help"):
+            print("usage: python -m domainbed <command> [--help]\n\ncommands:")
+            print("\n".join(f"  {name:<13} {line}" for name, line in COMMANDS.items()))
+            return 0 if argv else 2
         if argv[0] not in COMMANDS:
             raise UserError(f"no command named {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}")
         if argv[0].startswith("train_"):
@@ -77,6 +77,10 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; argparse's own ignores an output that can't be written."""
+        print(self.format_help(), end="", file=file)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}. --help explains the options")
 
@@ -88,11 +92,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def process_number() -> int:
-    """Number of this process among several that torchrun started; the first writes and speaks."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def _processes_have_met() -> bool:
     """Whether several processes know of each other; before that, all on a machine make the same mistake."""
     distributed: Any = sys.modules.get("torch.distributed")
@@ -100,31 +99,56 @@ def _processes_have_met() -> bool:
 
 
 def _interrupt(number: int, frame: Any) -> None:
+    if number == signal.SIGHUP:
+        lose_terminal()
     raise KeyboardInterrupt
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Run a command; a user's mistake is one message and status 2, an interrupt status 130, a bug its traceback."""
-    with suppress(AttributeError):  # where something else stands in for the terminal
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name of a file may be no text
-    before, thresholds = None, gc.get_threshold()
+    """Run a command; a user's mistake is one message and status 2, an interrupt status 130, a bug its traceback.
+
+    So is output that can't be written: a full disk is a mistake like another, a reader that has gone ends the command.
+    """
+    open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text, and the terminal may know ASCII alone
+        with suppress(AttributeError):  # where something else stands in for the terminal
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    before, thresholds = {}, gc.get_threshold()
     gc.set_threshold(GARBAGE_THRESHOLD)
     with suppress(ValueError):  # not in the main thread, where signals are another's business
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        for one in stop_signals():
+            if one != signal.SIGINT:  # which is a KeyboardInterrupt already
+                before[one] = signal.signal(one, _interrupt)
     try:
-        return run()
+        with full_disk_explained("writing"):
+            try:
+                status = run()
+            except SystemExit as done:  # of argparse, after --help
+                status = int(done.code or 0)
+            sys.stdout.flush()
+            return status
     except UserError as error:
-        if not error.said and (_processes_have_met() or os.environ.get("LOCAL_RANK", "0") == "0"):
+        if not error.said and (_processes_have_met() or not process_number("LOCAL_RANK")):
             process = process_number()
-            print(f"process {process}: error: {error}" if process else f"error: {error}", file=sys.stderr)
+            _say(f"process {process}: error: {error}" if process else f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        _say("\ninterrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     finally:
         gc.set_threshold(*thresholds)
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # what can't be written would fail again when Python ends, with status 120
+                silence(stream)
+
+
+def _say(text: str) -> None:
+    """Write to the terminal, where it can still be read."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from typing import Any
 from domainbed.analysis import CHOICES
 from domainbed.cli import Parser
 from domainbed.errors import explain_os_errors
+from domainbed.paths import as_path
 
 Found = dict[str, Any]
 
@@ -24,7 +25,7 @@ def run_parser(command: str, description: str) -> Parser:
     parser = Parser(description, command=command)
     parser.add_argument(
         "run",
-        type=Path,
+        type=as_path,
         help="results/train_output/<dataset>/<name>, finished or not, or an exported model.safetensors",
     )
     add_run_options(parser)
@@ -51,8 +52,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add what chooses a model of a run, where its images are, and where it computes."""
     add_model_options(parser)
-    parser.add_argument("--data_dir", type=Path, help="where the run's images are now (default: where they were)")
-    parser.add_argument("--cache_dir", type=Path, help="folder of decoded images (default: the run's)")
+    parser.add_argument("--data_dir", type=as_path, help="where the run's images are now (default: where they were)")
+    parser.add_argument("--cache_dir", type=as_path, help="folder of decoded images (default: the run's)")
     add_machine_options(parser)
 
 
@@ -67,7 +68,7 @@ def add_output_options(
     parser: argparse.ArgumentParser, out: str = "folder of pictures and figures.json (default: analysis/ in the run)"
 ) -> None:
     """Add where pictures go, what `--help` says of that, and how figures are printed."""
-    parser.add_argument("--out", type=Path, help=out)
+    parser.add_argument("--out", type=as_path, help=out)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 

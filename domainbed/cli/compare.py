@@ -5,6 +5,7 @@ from typing import Any
 
 from domainbed.cli import Parser
 from domainbed.cli.analysis import add_output_options, finish
+from domainbed.paths import as_path, folder_name
 
 DESCRIPTION = """\
 Compare runs on the same data set, from their records alone: curves in one plot, figures beside those of trivial
@@ -18,7 +19,7 @@ MANY_PAIRS = 6
 def main(argv: list[str]) -> int:
     """Print the comparison; return the exit status."""
     parser = Parser(DESCRIPTION, command="compare")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="results/train_output/<dataset>/<name>")
+    parser.add_argument("runs", type=as_path, nargs="+", metavar="run", help="results/train_output/<dataset>/<name>")
     add_output_options(parser, "folder of pictures and figures.json (default: results/compare/<names joined by +>)")
     arguments = parser.parse_args(argv)
 
@@ -33,7 +34,8 @@ def main(argv: list[str]) -> int:
 def default_folder(names: list[str]) -> Path:
     """Return where a comparison of runs of these names belongs."""
     joined = "+".join(names)
-    return Path("results") / "compare" / (joined if len(joined) <= 120 else f"{joined[:100]}+{len(names)}_runs")
+    name = joined if len(joined) <= 120 else f"{joined[:100]}+{len(names)}_runs"
+    return Path("results") / "compare" / folder_name(name)
 
 
 def table(found: dict[str, Any]) -> list[str]:

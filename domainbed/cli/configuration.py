@@ -17,11 +17,14 @@ from pydantic import ValidationError
 import domainbed
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import HParams, Layer, Resolved, explain, parse, read_yaml, resolve
+from domainbed.paths import user_path
 from domainbed.registry import ALGORITHMS, DATASETS, add_plugin
 from domainbed.settings import RunSettings
 
 COMMAND_LINE = "command line"
 YAML_SUFFIXES = (".yaml", ".yml")
+#: What may follow a flag without being the name of the run.
+FLAG_WORDS = ("true", "false", "yes", "no", "on", "off")
 #: What may differ when a run goes on: where things are and how fast, never what is computed.
 #: `test_envs` is compared once its names are known.
 MOVABLE = {
@@ -62,7 +65,7 @@ def read_arguments(argv: list[str]) -> Arguments:
                 values[key] = value
             elif _is_flag(key):
                 values[key] = "true"
-                if rest and rest[0].lower() in ("true", "false"):
+                if rest and rest[0].lower() in FLAG_WORDS:
                     values[key] = rest.pop(0)
             else:
                 taken: list[str] = []
@@ -72,7 +75,7 @@ def read_arguments(argv: list[str]) -> Arguments:
                     raise UserError(f"--{key} needs a value, but none follows. Write --{key} <value> or {key}=<value>")
                 values[key] = taken if _is_list(key) else taken[0]
         elif Path(token).suffix.lower() in YAML_SUFFIXES and "=" not in token:
-            files.append(Path(token))
+            files.append(user_path(token))
         elif "=" in token:
             key, _, value = token.partition("=")
             values[key.replace("-", "_")] = value
@@ -324,14 +327,33 @@ def _block_faults(where: str, values: dict[str, Any]) -> Iterable[str]:
 
 
 def _plugins(places: list[tuple[str, dict[str, Any]]]) -> list[Path]:
-    info = RunSettings.model_fields["plugin"]
+    return parsed_early("plugin", places)
+
+
+def parsed_early(key: str, places: list[tuple[str, dict[str, Any]]]) -> Any:
+    """Return a setting of the run that is needed before the layers are merged, as the last place states it.
+
+    Args:
+        key: of `RunSettings`. places: names and values, from the weakest to the strongest.
+
+    Raises:
+        UserError: the value is not one of its type.
+    """
+    info = RunSettings.model_fields[key]
     for where, values in reversed(places):
-        if "plugin" in values:
+        if key in values:
             try:
-                return parse(info, values["plugin"])
+                return parse(info, values[key])
             except ValidationError as error:
-                raise UserError(f"{where}: {explain('plugin', info, values['plugin'], error)}") from None
-    return []
+                raise UserError(f"{where}: {explain(key, info, values[key], error)}") from None
+    return info.get_default(call_default_factory=True)
+
+
+def places_before_merging(arguments: Arguments) -> list[tuple[str, dict[str, Any]]]:
+    """Return what config.yaml, the YAML files and the command line state, by the name of the place."""
+    path = config_file()
+    files = [(str(file), read_yaml(file)) for file in arguments.files]
+    return [*([(path.name, read_yaml(path))] if path else []), *files, (COMMAND_LINE, arguments.values)]
 
 
 def _last(layers: list[dict[str, Any]], key: str, default: Any) -> Any:

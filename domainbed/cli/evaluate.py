@@ -10,6 +10,7 @@ from domainbed.cli.analysis import add_machine_options, add_model_options
 from domainbed.cli.configuration import COMMAND_LINE, read_arguments
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
+from domainbed.paths import as_path, user_path
 from domainbed.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ def main(argv: list[str]) -> int:
     """Print the figures; return the exit status."""
     parser = Parser(DESCRIPTION, command="evaluate")
     parser.add_argument(
-        "run", type=Path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
+        "run", type=as_path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
     )
-    parser.add_argument("--data_dir", type=Path, help="folder of the images, or a manifest")
+    parser.add_argument("--data_dir", type=as_path, help="folder of the images, or a manifest")
     parser.add_argument(
         "--dataset", help="data set that reads them; default: the run's, or DR if that draws its images"
     )
@@ -75,7 +76,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     seen += dataset.notes
     images = prepare(
         dataset, trial_seed=0, holdout_fraction=None, subset_size=None,
-        cache_dir=Path(config.get("cache_dir") or default_cache_dir()), num_workers=default_num_workers(),
+        cache_dir=user_path(config.get("cache_dir") or default_cache_dir()), num_workers=default_num_workers(),
         skip_unreadable=arguments.skip_unreadable, strict=False, report=say, with_masks=algorithm.needs_masks,
         with_labels=handles_labels(algorithm),
     )  # fmt: skip
@@ -147,7 +148,7 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any], classes:
     recorded = next(iter(config["datasets"].values()))
     keep = ("image_size", "preprocess", "augment", "group_pattern") if name != config["dataset"] else recorded
     same = {key: recorded[key] for key in keep if key in recorded and key in cls.HParams.model_fields}
-    folder = arguments.data_dir and arguments.data_dir.expanduser().resolve()
+    folder = arguments.data_dir and arguments.data_dir.resolve()
     is_own = name == config["dataset"] and str(folder) == str(config["data_dir"])
     for key in ("environments",) if is_own else ("environments", "environment", "columns", "root_dir"):
         same.pop(key, None)  # of the run's own folder or table, not the new camera's

@@ -9,6 +9,7 @@ from domainbed.cli.analysis import Found, finish, made
 from domainbed.cli.configuration import COMMAND_LINE, read_arguments
 from domainbed.errors import UserError
 from domainbed.hparams import Layer, resolve
+from domainbed.paths import as_path, user_path
 from domainbed.registry import DATASETS, add_plugin
 
 DESCRIPTION = """\
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--num_workers", type=positive, help="threads that read (default: one per core)")
     parser.add_argument("--plugin", nargs="+", default=[], help="Python files that register the data set")
     parser.add_argument(
-        "--out", type=Path, help="folder of pictures and figures.json (default: results/explore/<name>)"
+        "--out", type=as_path, help="folder of pictures and figures.json (default: results/explore/<name>)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     arguments = parser.parse_intermixed_args(argv)
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
     from domainbed.analysis.explore import analyse
     from domainbed.machine import default_num_workers
 
-    name = Path(place).expanduser().resolve().name if place else arguments.dataset
+    name = user_path(place).resolve().name if place else arguments.dataset
     folder = made(arguments.out or Path("results") / "explore" / name)
     workers = arguments.num_workers or default_num_workers()
     return finish(
@@ -68,7 +69,7 @@ def open_dataset(place: str | None, name: str | None, settings: dict[str, Any]) 
         raise UserError("explore needs images. Give the folder, as in: python -m domainbed explore <folder>")
     from domainbed.datasets.tables import SUFFIXES
 
-    folder = None if place is None else Path(place).expanduser()
+    folder = None if place is None else user_path(place)
     if name is None and folder is not None and folder.suffix.lower() in SUFFIXES:
         name = "Manifest"
     if name is not None:

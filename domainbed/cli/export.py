@@ -6,6 +6,7 @@ from typing import Any
 from domainbed.cli import Parser
 from domainbed.cli.analysis import add_model_options, finish
 from domainbed.errors import UserError
+from domainbed.paths import as_path
 
 DESCRIPTION = """\
 Write the model of a run as files: its weights with their configuration (safetensors), or a graph that takes
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> int:
     """Write the files and print what they are; return the exit status."""
     parser = Parser(DESCRIPTION, command="export")
     parser.add_argument(
-        "run", type=Path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
+        "run", type=as_path, help="results/train_output/<dataset>/<name>, or an exported model.safetensors"
     )
     parser.add_argument("--to", nargs="+", choices=FORMATS, help="formats of the files (default: safetensors)")
     parser.add_argument("--outputs", nargs="+", choices=OUTPUTS, help="what the graph gives (default: all it can)")
@@ -29,9 +30,9 @@ def main(argv: list[str]) -> int:
         "--part", choices=["model", "encoder"], default="model", help="encoder: the timm backbone's weights alone"
     )
     add_model_options(parser)
-    parser.add_argument("--data_dir", type=Path, help="where the run's images are now, for the check")
+    parser.add_argument("--data_dir", type=as_path, help="where the run's images are now, for the check")
     parser.add_argument("--licence", default="", help="terms of the training images, for the card")
-    parser.add_argument("--out", type=Path, help="folder of the files (default: analysis/export/… in the run)")
+    parser.add_argument("--out", type=as_path, help="folder of the files (default: analysis/export/… in the run)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)
     if arguments.part == "encoder" and (arguments.outputs or set(arguments.to or ()) - {"safetensors"}):

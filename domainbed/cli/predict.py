@@ -7,6 +7,7 @@ from typing import Any
 
 from domainbed.cli import Parser, positive
 from domainbed.cli.analysis import add_machine_options, add_model_options
+from domainbed.paths import as_path
 
 DESCRIPTION = """\
 Write what a model answers for images: the probability of each class, how well it reconstructs them, or the
@@ -19,13 +20,15 @@ def main(argv: list[str]) -> int:
     """Write the table and print what it holds; return the exit status."""
     parser = Parser(DESCRIPTION, command="predict")
     parser.add_argument(
-        "run", type=Path, help="results/train_output/<dataset>/<name>, or model.safetensors, model.onnx, model.pt2"
+        "run",
+        type=as_path,
+        help="results/train_output/<dataset>/<name>, or model.safetensors, model.onnx, model.pt2",
     )
-    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them at any depth")
-    parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="the table (%(default)s)")
+    parser.add_argument("images", nargs="+", type=as_path, help="image files, or folders of them at any depth")
+    parser.add_argument("--out", type=as_path, default=Path("predictions.csv"), help="the table (%(default)s)")
     parser.add_argument("--reconstructions", action="store_true", help="write reconstructions as PNG files")
     parser.add_argument("--masks", action="store_true", help="write masks as PNG files of the images' size")
-    parser.add_argument("--images_out", type=Path, help="folder of these files (default: named as the table)")
+    parser.add_argument("--images_out", type=as_path, help="folder of these files (default: named as the table)")
     parser.add_argument("--resume", action="store_true", help="go on with a table that was interrupted")
     parser.add_argument("--batch_size", type=positive, help="images that are answered at once (default: the run's)")
     parser.add_argument("--num_workers", type=positive, help="threads that decode (default: one per core)")

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from domainbed.cli import Parser
 from domainbed.cli.analysis import add_output_options, add_run_options, opened, teller
+from domainbed.paths import as_path
 
 DESCRIPTION = """\
 Write one HTML page that needs no server and no network: what was run, whether it beats its trivial answers and
@@ -18,7 +18,7 @@ latents, traverse, layers and errors. Several runs are compared, too.
 def main(argv: list[str]) -> int:
     """Write the page; return the exit status."""
     parser = Parser(DESCRIPTION, command="report")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="results/train_output/<dataset>/<name>")
+    parser.add_argument("runs", type=as_path, nargs="+", metavar="run", help="results/train_output/<dataset>/<name>")
     add_run_options(parser)
     parser.add_argument("--quick", action="store_true", help="what was recorded alone: no model, no images, seconds")
     add_output_options(

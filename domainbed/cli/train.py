@@ -9,22 +9,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from domainbed.cli import guarded, process_number
+from domainbed.cli import guarded
 from domainbed.cli.configuration import (
     SUBSET_LAYER,
     SUBSET_SIZE,
     Arguments,
     Configuration,
     check_name,
-    config_file,
     configure,
     first_command,
     option_help,
+    parsed_early,
+    places_before_merging,
     read_arguments,
 )  # fmt: skip
 from domainbed.datasets.labels import plain
-from domainbed.errors import UserError, did_you_mean, explain_os_errors
+from domainbed.errors import UserError, did_you_mean, explain_os_errors, full_disk_explained
 from domainbed.hparams import read_yaml
+from domainbed.machine import default_cache_dir, default_num_workers, process_number
+from domainbed.paths import user_path
 from domainbed.records import Nowhere, Records, RunFolder, begun
 from domainbed.settings import RunSettings
 
@@ -70,9 +73,10 @@ def run(script: str, argv: list[str]) -> int:
         print(help_text(script))
         return 0
     arguments = read_arguments(argv)
-    show, resume = (str(arguments.values.get(flag, "false")).lower() == "true" for flag in ("show", "resume"))
-    name = check_name(arguments.name) if resume or not show else ""
-    recorded = find_run(name, arguments) / "config.yaml" if resume else None
+    places = places_before_merging(arguments)
+    show, resume = (parsed_early(flag, places) for flag in ("show", "resume"))
+    recorded = find_run(arguments, parsed_early("results_dir", places)) / "config.yaml" if resume else None
+    name = recorded.parent.name if recorded else "" if show else check_name(arguments.name)
     configuration = configure(script, arguments, recorded)
     if recorded is not None:  # wherever it was found
         configuration.settings = configuration.settings.model_copy(update={"results_dir": recorded.parents[3]})
@@ -96,30 +100,40 @@ def help_text(script: str) -> str:
     return "\n".join(lines).rstrip() + "\n" + FOOTER.rstrip()
 
 
-def find_run(name: str, arguments: Arguments) -> Path:
-    """Return the folder of the run that goes on, of whatever data set it is.
+def find_run(arguments: Arguments, results_dir: Path) -> Path:
+    """Return the folder of the run that goes on, named or given as its folder, of whatever data set it is.
 
     Raises:
         UserError: there is none, one in which nothing was begun, or several and no data set is named.
     """
-    root = Path(stated(arguments, "results_dir", "results")) / "train_output"
-    dataset = arguments.values.get("dataset")
-    folders = [path for path in sorted(root.glob("*/*")) if path.name == name and dataset in (None, path.parent.name)]
+    given, root, dataset = arguments.name, results_dir / "train_output", arguments.values.get("dataset")
+    if given and "/" in given:
+        folders = [user_path(given).resolve()]  # `..` and links aside, parents are the data set and the results
+    else:
+        name = check_name(given)
+        folders = [path for path in sorted(root.glob("*/*")) if path.name == name]
     found = [path for path in folders if (path / "config.yaml").is_file()]
-    if len(found) > 1:
+    of_dataset = [path for path in found if dataset in (None, path.parent.name)]
+    if len(of_dataset) > 1:
         raise UserError(
-            f"several runs are named {name!r}: {', '.join(map(str, found))}. Name the data set with --dataset"
+            f"several runs are named {given!r}: {', '.join(map(str, found))}. Name the data set with --dataset"
         )
-    stopped = [path for path in folders if not begun(path)]
-    if not found and stopped:
+    if of_dataset:
+        return of_dataset[0]
+    if found:
+        raise UserError(
+            f"the run {given!r} is of the data set {' and '.join(path.parent.name for path in found)}, not of "
+            f"{dataset}. Leave out --dataset to go on with it, or start another run on {dataset} without --resume"
+        )
+    if stopped := [path for path in folders if path.is_dir() and not begun(path)]:
         raise UserError(
             f"the run {stopped[0]} was stopped before anything was saved, so there is nothing to go on with. Start it "
             "again without --resume"
         )
-    if not found:
-        names = [path.parent.name for path in root.glob("*/*/config.yaml")]
-        raise UserError(f"there is no run {name!r} in {root} to go on with{did_you_mean(name, names)}")
-    return found[0]
+    if given and "/" in given:
+        raise UserError(f"{given} is not the folder of a run: it holds no config.yaml. Give the run's name or folder")
+    names = [path.parent.name for path in root.glob("*/*/config.yaml")]
+    raise UserError(f"there is no run {given!r} in {root} to go on with{did_you_mean(str(given), names)}")
 
 
 def train(script: str, name: str, argv: list[str], configuration: Configuration) -> int:
@@ -130,7 +144,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
 
     def say(text: str) -> None:
         if process_number() == 0:
-            with suppress(BrokenPipeError):
+            with suppress(BrokenPipeError), full_disk_explained("writing the output"):
                 print(text, flush=True)
         said.append(text)
 
@@ -159,7 +173,6 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     from domainbed.datasets.augment import Augment
     from domainbed.datasets.prepare import Images, check_same_images, prepare
     from domainbed.engine import Engine
-    from domainbed.machine import default_cache_dir, default_num_workers
     from domainbed.trainer import Interrupted, Run, target_name, train_all_targets
 
     engine = Engine(settings.device, settings.precision, settings.accumulate, settings.compile, settings.deterministic)
@@ -267,13 +280,6 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             run_folder.close()
 
 
-def stated(arguments: Arguments, key: str, default: Any) -> Any:
-    """Return a setting as the command line, the YAML files or config.yaml state it, before anything is checked."""
-    found = config_file()
-    places = [read_yaml(path) for path in ([found] if found else []) + arguments.files] + [arguments.values]
-    return next((values[key] for values in reversed(places) if key in values), default)
-
-
 def algorithm_needs(algorithm: Any, dataset: Any) -> None:
     """Raise `UserError` before any work where the labels, or the masks, are not what the algorithm learns from."""
     from domainbed.algorithms.base import handles_labels
@@ -371,10 +377,11 @@ def make_paths_absolute(configuration: Configuration) -> None:
     """Let every path mean the same from whatever folder the run goes on."""
     settings, hparams = configuration.settings, configuration.algorithm_hparams
     paths = {
-        "data_dir": settings.data_dir and settings.data_dir.expanduser().resolve(),
-        "plugin": [path.expanduser().resolve() for path in settings.plugin],
+        "data_dir": settings.data_dir and settings.data_dir.resolve(),
+        "cache_dir": settings.cache_dir and settings.cache_dir.resolve(),
+        "plugin": [path.resolve() for path in settings.plugin],
     }
-    finished_runs = {key: str(Path(run).expanduser().resolve()) for key in hparams.runs if (run := hparams[key])}
+    finished_runs = {key: str(Path(run).resolve()) for key in hparams.runs if (run := hparams[key])}
     configuration.settings = settings.model_copy(update=paths)
     configuration.algorithm_hparams = hparams.model_copy(update=finished_runs)
 
@@ -397,7 +404,7 @@ def choose_targets(script: str, test_envs: list[str], environments: list[str]) -
     chosen = [[find_environment(one, environments) for one in text.split(",") if one] for text in test_envs]
     for text, target in zip(test_envs, chosen, strict=True):
         if len(set(target)) < len(target) or chosen.count(target) > 1:
-            raise UserError(f"--test_envs {' '.join(test_envs)}: {text!r} stands there twice. Name it once")
+            raise UserError(f"--test_envs {' '.join(test_envs)}: {text!r} is named twice. Name it once")
         if len(target) == len(environments):
             raise UserError(
                 f"--test_envs {text} leaves no environment to train on: there "

@@ -431,7 +431,8 @@ class Store:
         if not to_disk:
             why = f"has {size_text(free)} free" if self.may_write else "can't be written"
             report(
-                f"WARNING: {len(missing)} decoded images need {size_text(needed)}, but {self.folder.parent} {why}: "
+                f"WARNING: {len(missing)} decoded images need {size_text(len(missing) * self.row_bytes)}, and "
+                f"{size_text(_SPARE_BYTES)} are to stay free, but {self.folder.parent} {why}: "
                 "they are decoded each time they are asked for, which is slow. Make room, or name another folder with "
                 "cache_dir=<folder>"
             )

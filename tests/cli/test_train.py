@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from refusal import refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import domainbed
 from domainbed import cli
-from domainbed.cli.train import choose_targets
+from domainbed.cli.configuration import parsed_early, places_before_merging, read_arguments
+from domainbed.cli.train import choose_targets, find_run
 from domainbed.errors import UserError
 from domainbed.records import RunFolder
 
@@ -130,7 +133,7 @@ def test_a_target_without_a_name_is_told_which_there_are(texts: list[str]) -> No
 
 @pytest.mark.parametrize("texts", [["0,0"], ["0", "a"], ["0", "0"]])
 def test_a_target_named_twice_is_refused(texts: list[str]) -> None:
-    with pytest.raises(UserError, match="stands there twice. Name it once"):
+    with pytest.raises(UserError, match="is named twice. Name it once"):
         choose_targets("train_all", texts, ["a", "b", "c"])
 
 
@@ -160,3 +163,43 @@ def test_what_is_not_read_is_in_the_log_and_names_are_compared_as_people_read_th
 def test_a_target_is_found_whatever_the_bytes_of_its_name() -> None:
     names = ["cam", unicodedata.normalize("NFC", "Mérida")]
     assert choose_targets("train_all", [unicodedata.normalize("NFD", "Mérida"), "cam\u200b"], names) == [[1], [0]]
+
+
+def test_a_run_goes_on_by_its_name_or_its_folder_and_the_message_names_its_data_set(train, photographs: Path) -> None:
+    folder = Path("results/train_output/DR/ra")
+    (folder / "te_camera0/checkpoints/last").mkdir(parents=True)
+    (folder / "config.yaml").write_text("dataset: DR\n")
+
+    def found(*words: str) -> Path:
+        arguments = read_arguments([*words, "--resume"])
+        return find_run(arguments, parsed_early("results_dir", places_before_merging(arguments)))
+
+    assert found("ra") == found("ra", "--dataset", "DR") == folder
+    for path in (f"{folder}", f"{folder}/", f"./{folder}", str(folder.resolve())):
+        assert found(path) == folder.resolve(), path
+    refused(
+        train("ra", "--resume", "--dataset", "Folder"), "is of the data set DR, not of Folder", "Leave out --dataset"
+    )
+    outcome = train("raa", "--resume")
+    refused(outcome, "no run 'raa'", "did you mean 'ra'")
+    refused(train(f"{folder}s", "--resume"), "is not the folder of a run")
+    refused(train("ra", "--resume=perhaps"), "resume = 'perhaps' is not true or false")
+    assert "DR" in train("ra", "--resume", "yes", "--dataset", "Folder")[2]
+
+
+def test_home_is_no_folder_named_by_a_tilde(train, photographs: Path, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/short.yaml").write_text("steps: 1\nrecon_freq: 0\nbatch_size: 4\n")
+    (tmp_path / "home/eyes").symlink_to(photographs)
+    words = ["--data_dir=~/eyes", "--results_dir=~/res", "--cache_dir=~/cache", "~/short.yaml", "--test_envs", "0"]
+    assert train("run", *words)[0] == 0
+    assert not list(Path().glob("~*")) and (tmp_path / "home/cache").is_dir()
+    run = tmp_path / "home/res/train_output/DR/run"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data_dir"] == str(photographs) and config["cache_dir"] == str(tmp_path / "home/cache")
+    assert domainbed.load("~/res/train_output/DR/run").name == "VAE_DG"
+    assert cli.main(["errors", "~/res/train_output/DR/run", "--out", "~/errors", "--device", "cpu"]) == 0
+    assert (tmp_path / "home/errors/figures.json").is_file() and not list(Path().glob("~*"))
+    refused(train("bad", "--data_dir", photographs, "--results_dir="), "results_dir = '' is not a path", "empty")
+    refused(train("bad", "--data_dir="), "data_dir = '' is not a path")

@@ -23,6 +23,7 @@ from domainbed.analysis.opened import OpenedRun
 from domainbed.analysis.recorded import RecordedRun
 from domainbed.errors import UserError
 from domainbed.evaluator import NOISE_SEED
+from domainbed.paths import folder_name
 from domainbed.reconstructions import to_image
 
 #: Sections, by the module of `domainbed.analysis` whose `analyse(run, folder)` makes them, in order.
@@ -71,27 +72,35 @@ def reconstructions(run: RecordedRun, target: str, seed: int) -> dict[str, list[
     if place is None:
         return {}
     steps = [(int(path.name[11:]), path) for path in place.parent.glob("recon_step_*") if path.name[11:].isdigit()]
-    ordered = [(step, f"step {step}", path / f"te_{target}") for step, path in sorted(steps)]
+    ordered = [(step, f"step {step}", path / place.name) for step, path in sorted(steps)]
     seen = [record["step"] for kind in ("train", "eval", "final") for record in run.of(kind, target, seed)]
     last = max([*seen, *(step for step, _ in steps)], default=0)
-    final = place.parent / "recon_final" / f"te_{target}"
+    final = place.parent / "recon_final" / place.name
     if final.is_dir():
         ordered = [*(one for one in ordered if one[0] < last), (last, f"step {last}, the last", final)]
     ordered = [one for one in ordered if one[2].is_dir()]
     if len(ordered) > MAX_STEPS:
         ordered = [ordered[round(k)] for k in np.linspace(0, len(ordered) - 1, MAX_STEPS)]
+    environments = {folder_name(str(record["environment"])): record["environment"] for record in run.of("eval")}
     found: dict[str, list[dict[str, Any]]] = {}
     for step, label, folder in ordered:
-        for path in sorted(folder.glob("*.png"), key=lambda path: _order(path, target)):
-            found.setdefault(path.stem, []).append({"step": step, "label": label} | picture(path, lossy=True))
+        pictures = {_name(path.stem, environments): path for path in folder.glob("*.png")}
+        for name, path in sorted(pictures.items(), key=lambda pair: _order(pair[0], target)):
+            found.setdefault(name, []).append({"step": step, "label": label} | picture(path, lossy=True))
     return found
 
 
-def _order(path: Path, target: str) -> tuple[Any, ...]:
+def _name(stem: str, environments: Mapping[str, str]) -> str:
+    """Return the name of a picture from that of its file, given environments by their names in files."""
+    place, _, split = stem.rpartition("_")
+    return f"{environments.get(place, place)}_{split}" if place else stem
+
+
+def _order(name: str, target: str) -> tuple[Any, ...]:
     """What was left out, then the other environments, then samples; held-out images first."""
-    environment, _, split = path.stem.rpartition("_")
+    environment, _, split = name.rpartition("_")
     numbered = [int(one) if one.isdigit() else one for one in re.split(r"(\d+)", environment)]
-    return path.stem == "samples", environment not in target.split("+"), numbered, split == "train"
+    return name == "samples", environment not in target.split("+"), numbered, split == "train"
 
 
 def sections(run: OpenedRun, folder: Path, report: Callable[[str], None]) -> list[dict[str, Any]]:
