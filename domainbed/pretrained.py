@@ -59,7 +59,8 @@ class Package:
         return f"{self.name}=={self.version}"
 
     def __str__(self) -> str:
-        return f"{self.name} {self.version} ({self.trained_on}, {self.licence})"
+        """What it is, for a sentence."""
+        return f"the package {self.name} {self.version} (trained on {self.trained_on}, licence {self.licence})"
 
     def installed(self) -> str | None:
         """Return the version that is installed, None without any."""
@@ -126,7 +127,9 @@ def locate(model: str, pretrained: str) -> Weights:
                 "with pretrained=auto. Download the file, and pass its path"
             )
         package = package_of(pretrained)
-        return Weights(pretrained, f"{model} starts from {f'the package {package}' if package else pretrained}")
+        return Weights(
+            pretrained, f"{model} starts from {f'pretrained weights of {package}' if package else pretrained}"
+        )
     config = timm.get_pretrained_cfg(model, allow_unregistered=True)
     hub_id = getattr(config, "hf_hub_id", None) or ""
     package = PACKAGES.get(model.partition(".")[0])
@@ -134,7 +137,9 @@ def locate(model: str, pretrained: str) -> Weights:
     reasons = []
     if package:
         if package.installed() == package.version:
-            return Weights(package.source, f"{model} starts from pretrained weights of the package {package}")
+            return Weights(
+                package.source, f"{model} starts from pretrained weights of {package}, file {package.file().name}"
+            )
         reasons.append(
             f"the package {package.name} is {package.installed()}, not {package.version}"
             if package.installed()

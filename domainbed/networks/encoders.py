@@ -94,7 +94,7 @@ def feature_width(model: str, input_shape: tuple[int, int, int]) -> int:
             gives no feature vector.
     """
     check_model(model)
-    result = _try_size(model, input_shape)
+    result = try_size(model, input_shape)
     if isinstance(result, int):
         return result
     _, height, width = input_shape
@@ -103,7 +103,8 @@ def feature_width(model: str, input_shape: tuple[int, int, int]) -> int:
     raise UserError(f"{model} and images of {height} x {width} px: {result}. {advice}")
 
 
-def _try_size(model: str, input_shape: tuple[int, int, int], certainly: bool = False) -> int | str:
+@cache
+def try_size(model: str, input_shape: tuple[int, int, int], certainly: bool = False) -> int | str:
     """Return the number of features of a model for images of a size, or why it can't be used with them.
 
     Args:
@@ -147,7 +148,7 @@ def _nearest_sizes(model: str, input_shape: tuple[int, int, int]) -> list[str]:
         sorted((one for one in near if 0 < one < side), reverse=True),
         sorted(one for one in near if one > side),
     ):
-        fitting = (one for one in sides if isinstance(_try_size(model, (channels, one, one), certainly=True), int))
+        fitting = (one for one in sides if isinstance(try_size(model, (channels, one, one), certainly=True), int))
         found += [str(one) for one in [next(fitting, None)] if one]
     return found
 

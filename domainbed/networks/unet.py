@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from domainbed.errors import UserError
 from domainbed.networks import padding
-from domainbed.networks.encoders import TimmEncoder, check_model, without_values
+from domainbed.networks.encoders import TimmEncoder, check_model, try_size, without_values
 
 
 class ConvPyramid(nn.Module):
@@ -120,6 +120,8 @@ def padded_shape(model: str, input_shape: tuple[int, int, int]) -> tuple[int, in
     margins = padding.to_multiple(size, cell, least=2)
     height, width = size[0] + margins[2] + margins[3], size[1] + margins[0] + margins[1]
     shape = (channels, height, width)
+    if isinstance(try_size(model, shape), str):  # as no multiple of its coarsest cell would do
+        raise no_pyramid(model)
     with torch.random.fork_rng([]), torch.device("meta"), torch.no_grad():
         try:
             features = TimmPyramid(TimmEncoder(model, shape), model)(torch.empty(2, *shape))

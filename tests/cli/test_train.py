@@ -129,3 +129,23 @@ def test_a_target_without_a_name_is_told_which_there_are(texts: list[str]) -> No
 def test_a_target_named_twice_is_refused(texts: list[str]) -> None:
     with pytest.raises(UserError, match="stands there twice. Name it once"):
         choose_targets("train_all", texts, ["a", "b", "c"])
+
+
+def test_weights_of_an_installed_package_are_recorded_and_not_needed_again(
+    train, photographs: Path, monkeypatch
+) -> None:
+    from domainbed import load, pretrained
+
+    package = pretrained.PACKAGES["tf_efficientnet_lite0"]
+    if package.installed() != package.version:
+        pytest.skip(f"{package.source} is not installed")
+    begin = ["--data_dir", photographs, "--algorithm", "ERM", "--test_envs", "0", "--steps", "2", "batch_size=2"]
+    assert train("lite", *begin, "model=tf_efficientnet_lite0", "pretrained=true", "image_size=32")[0] == 0
+    folder = FOLDER / "lite"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["algorithms"]["ERM"]["pretrained"] == package.source
+    log = (folder / "log.txt").read_text()
+    assert f"starts from pretrained weights of {package}" in log and "licence Apache-2.0" in log
+    monkeypatch.setattr(pretrained.Package, "installed", lambda self: None)
+    load(folder, target="camera0")
+    (folder / "te_camera0/done").unlink()
+    assert train("lite", "--resume")[0] == 0

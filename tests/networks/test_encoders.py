@@ -264,12 +264,13 @@ def test_a_model_without_a_feature_vector_or_without_its_package_is_refused(monk
     def lacking(*_, **__):
         raise ImportError("No module named 'exotic'")
 
+    monkeypatch.setattr(encoders, "try_size", encoders.try_size.__wrapped__)
     monkeypatch.setattr(encoders, "create_backbone", lambda *_: nn.Identity())
-    with pytest.raises(UserError, match=r"gives \(2, 3, 32, 32\) for two images, not a feature vector each"):
-        feature_width.__wrapped__("test_resnet", (3, 32, 32))
+    with pytest.raises(UserError, match=r"gives \(2, 3, 31, 31\) for two images, not a feature vector each"):
+        feature_width("test_resnet", (3, 31, 31))
     monkeypatch.setattr(encoders, "create_backbone", lacking)
     with pytest.raises(UserError, match="needs a package that is not installed .*exotic"):
-        feature_width.__wrapped__("test_resnet", (3, 32, 32))
+        feature_width("test_resnet", (3, 31, 31))
 
 
 #: The smallest model of each of timm's modules.
@@ -295,7 +296,7 @@ FAMILIES = """
 @pytest.mark.parametrize("model", [name for name in FAMILIES if timm.is_model(name)])
 def test_every_family_of_timm_gives_a_feature_vector_or_is_refused(model):
     side = timm.get_pretrained_cfg(model).input_size[-1]
-    width = encoders._try_size(model, (3, side, side), certainly=True)
+    width = encoders.try_size(model, (3, side, side), certainly=True)
     backbone = encoders.without_values(model, (3, side, side))
     assert width == (getattr(backbone, "head_hidden_size", None) or backbone.num_features)
 
