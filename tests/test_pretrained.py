@@ -446,7 +446,7 @@ def test_an_installed_package_recognises_photographs(lite, real_data):
         pytest.skip(f"no CIFAR-10: {real_data} holds no cifar10.zip")
     encoder = build_encoder(EncoderHParams(model=LITE, pretrained=PACKAGE.source), (3, 224, 224)).eval()
     head = torch.load(lite, weights_only=True)
-    right = []
+    labels, scores = [], []
     with zipfile.ZipFile(real_data / "cifar10.zip") as archive, torch.no_grad():
         names = archive.namelist()
         for index, label in enumerate(IN_IMAGENET):
@@ -454,9 +454,11 @@ def test_an_installed_package_recognises_photographs(lite, real_data):
             images = [Image.open(archive.open(name)).resize((224, 224), Image.Resampling.BICUBIC) for name in chosen]
             x = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in images]) / 255
             logits = encoder(x) @ head["_fc.weight"].T + head["_fc.bias"]
-            best = torch.stack([logits[:, classes].amax(1) for classes in IN_IMAGENET.values()], 1).argmax(1)
-            right += (best == index).tolist()
-    assert len(right) == 64 and np.mean(right) > 0.5
+            scores.append(torch.stack([logits[:, classes].amax(1) for classes in IN_IMAGENET.values()], 1))  # (8, 8)
+            labels += [index] * len(chosen)
+    answers = torch.cat(scores)
+    answers = (answers - answers.mean(0)).argmax(1)  # the largest of 118 kinds of dogs is large anyway
+    assert len(labels) == 64 and (answers == torch.tensor(labels)).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("wanted", ["auto", "true"])

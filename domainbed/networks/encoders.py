@@ -81,7 +81,7 @@ def create_backbone(model: str, input_shape: tuple[int, int, int]) -> nn.Module:
 
 def without_values(model: str, input_shape: tuple[int, int, int]) -> nn.Module:
     """Return a backbone on the meta device, in evaluation mode: it has names and shapes, and costs milliseconds."""
-    with torch.device("meta"), _ZeroWeights():
+    with torch.random.fork_rng([]), torch.device("meta"), _ZeroWeights():
         return create_backbone(model, input_shape).eval()
 
 
@@ -192,7 +192,7 @@ class _WatchMargins(TorchDispatchMode):
 
 
 class _ZeroWeights(TorchFunctionMode):
-    """Initialise with zeros, which is faster than to draw and moves no generator; 0 NaN is NaN."""
+    """Initialise with zeros, which is faster than drawing; NaN still spreads, because 0 NaN is NaN."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_):
@@ -202,7 +202,7 @@ class _ZeroWeights(TorchFunctionMode):
 
 def _sees_border(model: str, input_shape: tuple[int, int, int]) -> bool:
     """Return whether the features depend on the last row and the last column: whether NaN spreads from there."""
-    with _ZeroWeights():
+    with torch.random.fork_rng([]), _ZeroWeights():
         backbone = create_backbone(model, input_shape).eval()
     x = torch.zeros(2, *input_shape)
     x[0, :, -1, :] = x[1, :, :, -1] = math.nan
@@ -216,6 +216,8 @@ def check_model(model: str) -> None:
     renamed = get_deprecated_models()
     if name in renamed:
         now = renamed[name]
+        if now and now not in (known := timm.list_pretrained(now)):  # some point to weights that were renamed again
+            now = next((full for full in known if full.startswith(now)), now.partition(".")[0])
         raise UserError(
             f"timm has renamed {name} to {now}. Use model={now}"
             if now
