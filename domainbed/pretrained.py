@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -330,6 +331,11 @@ _COMMON_MODELS = (
 )  # fmt: skip
 
 
+@cache
+def _common_backbone(name: str) -> nn.Module:
+    return without_values(name, timm.get_pretrained_cfg(name).input_size)
+
+
 def _recognise(states: list[dict[str, Tensor]], model: str) -> str | None:
     """Return a common model that a checkpoint fits, None where there is none."""
     for name in _COMMON_MODELS:
@@ -337,8 +343,7 @@ def _recognise(states: list[dict[str, Tensor]], model: str) -> str | None:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            backbone = without_values(name, timm.get_pretrained_cfg(name).input_size)
-            if any(not _fit(state, backbone, name)[1] for state in states):
+            if any(not _fit(state, _common_backbone(name), name)[1] for state in states):
                 return name
     return None
 
