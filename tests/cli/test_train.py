@@ -135,6 +135,7 @@ def test_weights_of_an_installed_package_are_recorded_and_not_needed_again(
     train, photographs: Path, monkeypatch
 ) -> None:
     from domainbed import load, pretrained
+    from domainbed.cli import export
 
     package = pretrained.PACKAGES["tf_efficientnet_lite0"]
     if package.installed() != package.version:
@@ -146,6 +147,8 @@ def test_weights_of_an_installed_package_are_recorded_and_not_needed_again(
     log = (folder / "log.txt").read_text()
     assert f"starts from pretrained weights of {package}" in log and "licence Apache-2.0" in log
     monkeypatch.setattr(pretrained.Package, "installed", lambda self: None)
+    assert export.main([str(folder), "--target", "camera0", "--out", "exported"]) == 0
+    assert f"- the encoder began with weights of {package}\n" in Path("exported/MODEL_CARD.md").read_text()
     load(folder, target="camera0")
     (folder / "te_camera0/done").unlink()
     assert train("lite", "--resume")[0] == 0
