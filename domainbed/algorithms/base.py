@@ -9,7 +9,6 @@ lines itself, so that a test or a notebook needs nothing else.
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -29,7 +28,7 @@ from domainbed.hparams import (
     StepCount,
     path_text,
 )
-from domainbed.networks.encoders import TimmEncoder
+from domainbed.networks.encoders import TimmEncoder, feature_width, without_values
 
 #: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,). Where `needs_masks`, masks in
 #: their place: class indices (B, H, W), or kinds that may overlap (B, K, H, W), see `objectives.segmentation`.
@@ -387,13 +386,17 @@ class EncoderHParams(Algorithm.HParams):
 
     model: str = Field("resnet50", description="name of a timm model, the encoder's backbone")
     pretrained: Annotated[str, BeforeValidator(_as_text), Kind("auto, true, false, or the path of a file")] = Field(
-        "auto", description="auto, true, false, or a .safetensors or .pth file"
+        "auto", description="auto, true, false, a .safetensors or .pth file, or <package>==<version>"
     )
     freeze_bn: bool = Field(False, description="keep the encoder's BatchNorm as pretrained; needs pretrained weights")
 
     def model_post_init(self, context: Any) -> None:
         if self.freeze_bn and self.pretrained == "false":
             raise ValueError(FREEZE_BN_WITHOUT_WEIGHTS)
+
+    def encoder_shape(self, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return the shape in which the encoder gets images (C, H, W)."""
+        return input_shape
 
 
 FREEZE_BN_WITHOUT_WEIGHTS = (
@@ -406,14 +409,27 @@ def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) ->
     weights = pretrained.locate(hparams.model, hparams.pretrained)
     if weights.warning and not hparams.freeze_bn:
         warnings.warn(weights.message, stacklevel=3)
-    encoder = TimmEncoder(hparams.model, input_shape)
+    encoder = TimmEncoder(hparams.model, hparams.encoder_shape(input_shape))
     if weights.source != "false":
-        pretrained.load_weights(encoder.backbone, hparams.model, Path(weights.source))
+        pretrained.load_weights(encoder.backbone, hparams.model, weights.source)
     if hparams.freeze_bn:
         if weights.source == "false" and hparams.pretrained != "false":
             raise UserError(f"{weights.message}. {FREEZE_BN_WITHOUT_WEIGHTS}")
         encoder.freeze_batch_norm()
     return encoder
+
+
+def check_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) -> None:
+    """Learn, before there are images, whether `build_encoder` would fail.
+
+    Raises:
+        UserError: the model can't take images of that size, or the checkpoint can't be read or is another model's.
+    """
+    shape = hparams.encoder_shape(input_shape)
+    feature_width(hparams.model, shape)
+    weights = pretrained.locate(hparams.model, hparams.pretrained)
+    if weights.source != "false":
+        pretrained.fitted(without_values(hparams.model, shape), hparams.model, weights.source)
 
 
 class LabelLoss(nn.Module):

@@ -27,7 +27,7 @@ from torch import Tensor
 from domainbed.algorithms.base import Algorithm, EncoderHParams, MaskHParams, build_encoder, concatenate
 from domainbed.errors import UserError
 from domainbed.hparams import Field, PositiveFloat, PositiveInt
-from domainbed.networks.unet import ConvPyramid, TimmPyramid, UNetwork
+from domainbed.networks.unet import ConvPyramid, TimmPyramid, UNetwork, padded_shape
 from domainbed.objectives.segmentation import dice_loss, pixel_cross_entropy
 from domainbed.registry import ALGORITHMS
 
@@ -58,6 +58,10 @@ class UNet(Algorithm):
             if self.model is None and (self.freeze_bn or self.pretrained not in ("auto", "false")):
                 key = "freeze_bn" if self.freeze_bn else "pretrained"
                 raise ValueError(f"{key} is about a timm encoder, but model = null. Name one, such as model=resnet18")
+
+        def encoder_shape(self, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+            """Return the shape to which images are padded."""
+            return padded_shape(str(self.model), input_shape)
 
         def idle(self) -> dict[str, str]:
             """Return what a timm encoder decides itself."""

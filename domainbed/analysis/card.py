@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from domainbed import summary
+from domainbed import pretrained, summary
 from domainbed.analysis.exported import About, describe_output
 from domainbed.analysis.recorded import RecordedRun
 from domainbed.model_selection import PROTOCOLS, SELECTION_METRICS
@@ -264,8 +264,13 @@ def _training(about: About, config: Mapping[str, Any], meta: Mapping[str, Any]) 
             ". That looked at the target: its figures there are optimistic, and nobody could choose so for a new camera"
         )
     settings = yaml.safe_dump(dict(config["algorithms"][about.algorithm]), sort_keys=False).strip()
+    source = str(config["algorithms"][about.algorithm].get("pretrained", "false"))
+    began = (
+        [] if source == "false" else [f"- the encoder began with weights of {pretrained.package_of(source) or source}"]
+    )
     return [
         f"- checkpoint: `{about.checkpoint}`, {how}",
+        *began,
         f"- trained on {meta.get('machine', 'a machine that was not recorded')}; the files hold float32",
         "",
         f"Settings of {about.algorithm}:",

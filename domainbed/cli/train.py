@@ -167,9 +167,9 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
                 f"{' '.join(map(str, targets))}. Leave it out, or start another run"
             )
 
-    from domainbed import checkpoint  # imports torch: from here on it is worth its seconds
+    from domainbed import checkpoint, pretrained  # imports torch: from here on it is worth its seconds
     from domainbed.algorithms import finished
-    from domainbed.algorithms.base import handles_labels
+    from domainbed.algorithms.base import check_encoder, handles_labels
     from domainbed.datasets.augment import Augment
     from domainbed.datasets.prepare import Images, check_same_images, prepare
     from domainbed.engine import Engine
@@ -186,6 +186,8 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             path = folder / finished.BUILT_ON
             built_on = json.loads(path.read_text()) if path.is_file() else {}
         else:
+            if has_encoder(hparams):
+                check_encoder(hparams, dataset.input_shape)
             for seed in settings.seeds or [settings.seed]:
                 for target in targets or [[]]:
                     name = target_name(target, dataset.environments)
@@ -225,6 +227,8 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             part = "test part" if (images.split == "test").any() else "held-out images"
             records.log(f"one environment: training without a target, judged on its {part}")
         records.log(f"{settings.algorithm} on {engine.describe()}; selected by {settings.select_by}")
+        if has_encoder(hparams) and hparams.pretrained != "false":
+            records.log(pretrained.locate(hparams.model, hparams.pretrained).message)
         for note in notes:
             records.log(f"WARNING: {note}")
         if images.unreadable:
@@ -339,9 +343,7 @@ def resolve_automatic(
     settings = settings.model_copy(update=changed)
     if configuration.algorithm.needs_masks:
         hparams = hparams.model_copy(update={"output": mask_output(hparams.output, dataset.chosen_masks())})
-    if "pretrained" in type(hparams).model_fields and hparams.model is None:  # no backbone, so no weights of one
-        hparams = hparams.model_copy(update={"pretrained": "false"})
-    elif "pretrained" in type(hparams).model_fields:
+    if has_encoder(hparams):
         weights = pretrained.locate(hparams.model, hparams.pretrained)
         if weights.warning:
             notes.append(weights.message)
@@ -350,12 +352,19 @@ def resolve_automatic(
         except ValidationError as error:
             reasons = [str(one["msg"]).removeprefix("Value error, ") for one in error.errors()]
             raise UserError("; ".join([*(notes or []), *reasons])) from None
+    elif "pretrained" in type(hparams).model_fields:  # no backbone, so no weights of one
+        hparams = hparams.model_copy(update={"pretrained": "false"})
     for before, now in ((configuration.settings, settings), (configuration.algorithm_hparams, hparams)):
         for key, value in now.model_dump().items():
             if value != getattr(before, key):
                 sources[key] = f"automatic, {sources.get(key, 'default')}"
     configuration.settings, configuration.algorithm_hparams = settings, hparams
     return settings, hparams, notes
+
+
+def has_encoder(hparams: Any) -> bool:
+    """Return whether an algorithm has a timm backbone, and with it a choice of weights."""
+    return "pretrained" in type(hparams).model_fields and hparams.model is not None
 
 
 def mask_output(output: str, classes: Any) -> str:
@@ -375,15 +384,19 @@ def mask_output(output: str, classes: Any) -> str:
 
 def make_paths_absolute(configuration: Configuration) -> None:
     """Let every path mean the same from whatever folder the run goes on."""
+    from domainbed import pretrained
+
     settings, hparams = configuration.settings, configuration.algorithm_hparams
     paths = {
         "data_dir": settings.data_dir and settings.data_dir.resolve(),
         "cache_dir": settings.cache_dir and settings.cache_dir.resolve(),
         "plugin": [path.resolve() for path in settings.plugin],
     }
-    finished_runs = {key: str(Path(run).resolve()) for key in hparams.runs if (run := hparams[key])}
+    files = {key: str(Path(run).resolve()) for key in hparams.runs if (run := hparams[key])}
+    if has_encoder(hparams) and pretrained.is_file(hparams.pretrained):
+        files["pretrained"] = str(Path(hparams.pretrained).absolute())
     configuration.settings = settings.model_copy(update=paths)
-    configuration.algorithm_hparams = hparams.model_copy(update=finished_runs)
+    configuration.algorithm_hparams = hparams.model_copy(update=files)
 
 
 def choose_targets(script: str, test_envs: list[str], environments: list[str]) -> list[list[int]]:

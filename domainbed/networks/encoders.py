@@ -6,12 +6,17 @@ outside knows of a normalisation. Where weights come from is `pretrained`; what 
 """
 
 import math
-from functools import partial
+import warnings
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import timm
 import torch
+from timm.models import get_deprecated_models
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed.errors import UserError, did_you_mean
 from domainbed.networks.decoders import FINAL_CHANNELS, MAX_BASE, MAX_CHANNELS
@@ -37,10 +42,9 @@ class TimmEncoder(nn.Module):
     def __init__(self, model: str, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
         channels = input_shape[0]
+        self.num_features: int = feature_width(model, input_shape)
         backbone: Any = create_backbone(model, input_shape)
         self.backbone = backbone
-        # some models (mobilenetv3, vgg, …) have a layer between the pooled features and the classifier
-        self.num_features: int = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         mean, std = (torch.tensor(backbone.pretrained_cfg[key]) for key in ("mean", "std"))
         if channels != 3:
             mean, std = mean.mean().expand(channels), std.mean().expand(channels)
@@ -70,21 +74,160 @@ def create_backbone(model: str, input_shape: tuple[int, int, int]) -> nn.Module:
     check_model(model)
     channels, *size = input_shape
     fixed = timm.get_pretrained_cfg(model).fixed_input_size  # as transformers with learnt positions have it
+    return timm.create_model(
+        model, pretrained=False, in_chans=channels, num_classes=0, **({"img_size": tuple(size)} if fixed else {})
+    )
+
+
+def without_values(model: str, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Return a backbone on the meta device, in evaluation mode: it has names and shapes, and costs milliseconds."""
+    with torch.random.fork_rng([]), torch.device("meta"), _ZeroWeights():
+        return create_backbone(model, input_shape).eval()
+
+
+@cache
+def feature_width(model: str, input_shape: tuple[int, int, int]) -> int:
+    """Return the number of features that a model gives for images (C, H, W), without computing any.
+
+    Raises:
+        UserError: timm has no such model, it can't take images of that size, it would not see all of an image, or it
+            gives no feature vector.
+    """
+    check_model(model)
+    result = try_size(model, input_shape)
+    if isinstance(result, int):
+        return result
+    _, height, width = input_shape
+    sizes = _nearest_sizes(model, input_shape)
+    advice = f"Use image_size={' or '.join(sizes)}, or another model" if sizes else "Choose another model"
+    raise UserError(f"{model} and images of {height} x {width} px: {result}. {advice}")
+
+
+@cache
+def try_size(model: str, input_shape: tuple[int, int, int], certainly: bool = False) -> int | str:
+    """Return the number of features of a model for images of a size, or why it can't be used with them.
+
+    Args:
+        certainly: refuse where the borders of an image may be ignored, which takes no computation to know.
+    """
+    margins = _WatchMargins()
     try:
-        return timm.create_model(
-            model, pretrained=False, in_chans=channels, num_classes=0, **({"img_size": tuple(size)} if fixed else {})
-        )
-    except (AssertionError, TypeError) as error:
-        if not fixed:
-            raise
-        raise UserError(
-            f"{model} can't take images of {size[0]} x {size[1]} px ({error}). Choose another image_size or model"
-        ) from None
+        # on the meta device shapes are computed and values are not, which takes milliseconds
+        with torch.device("meta"), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            backbone = without_values(model, input_shape)
+            x = torch.empty(2, *input_shape)
+            with margins:
+                features = backbone(x)
+    except ImportError as error:
+        return f"the model needs a package that is not installed ({error})"
+    except Exception as error:  # each model checks its input in its own way, or not at all and fails in some layer
+        return f"the model can't take them ({_first_line(error)})"
+    if not isinstance(features, Tensor) or features.shape[:-1] != (2,):
+        given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        return f"the model gives {given} for two images, not a feature vector each"
+    if margins.skipped and (certainly or not _sees_border(model, input_shape)):
+        return "the model would ignore the last rows or columns of each image"
+    return features.shape[1]
+
+
+def _nearest_sizes(model: str, input_shape: tuple[int, int, int]) -> list[str]:
+    """Return a smaller and a larger image_size that a model can take, as far as there are such sizes near."""
+    channels, *size = input_shape
+    side = max(size)
+    config = timm.get_pretrained_cfg(model)
+    published = [one[-1] for one in (config.input_size, config.test_input_size, config.min_input_size) if one]
+    near = {
+        (side // cell + more) * cell + rest
+        for cell, rest in ((14, 0), (16, 0), (32, 0), (64, 0), (32, published[0] % 32))
+        for more in (-1, 0, 1)
+    }
+    near |= {*published}
+    found = []
+    for sides in (
+        sorted((one for one in near if 0 < one < side), reverse=True),
+        sorted(one for one in near if one > side),
+    ):
+        fitting = (one for one in sides if isinstance(try_size(model, (channels, one, one), certainly=True), int))
+        found += [str(one) for one in [next(fitting, None)] if one]
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}".rstrip(": ")
+
+
+class _WatchMargins(TorchDispatchMode):
+    """Notice layers whose last window ends before the last row or column, which they then never see.
+
+    A layer alone proves nothing: other windows or a second branch may have carried those pixels along. But where there
+    is no such layer, nothing is lost.
+
+    Attributes:
+        skipped: whether there was one.
+    """
+
+    skipped = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket
+        if name is torch.ops.aten.convolution and args[0].ndim == 4 and not args[6]:
+            self._watch(args[0], out, args[1].shape[2:], *args[3:6])
+        elif name is torch.ops.aten.max_pool2d_with_indices:
+            self._watch(args[0], out[0], *args[1:5])
+        elif name is torch.ops.aten.avg_pool2d:
+            self._watch(args[0], out, *args[1:4])
+        return out
+
+    def _watch(
+        self, x: Tensor, out: Tensor, kernel: Sequence[int], stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,), dilation: Sequence[int] = (1,),
+    ) -> None:  # fmt: skip
+        for axis in (-2, -1):
+            k, s, p, d = (one[axis % len(one)] for one in (kernel, stride or kernel, padding, dilation))
+            end = (out.shape[axis] - 1) * s + d * (k - 1) + 1 - p
+            # windows smaller than their distance leave pixels out everywhere: those of shortcuts, by design
+            self.skipped |= k >= s and end < x.shape[axis]
+
+
+class _ZeroWeights(TorchFunctionMode):
+    """Initialise with zeros, which is faster than drawing; NaN still spreads, because 0 NaN is NaN."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_):
+            return args[0].zero_()
+        return func(*args, **(kwargs or {}))
+
+
+def _sees_border(model: str, input_shape: tuple[int, int, int]) -> bool:
+    """Return whether the features depend on the last row and the last column: whether NaN spreads from there."""
+    with torch.random.fork_rng([]), _ZeroWeights():
+        backbone = create_backbone(model, input_shape).eval()
+    x = torch.zeros(2, *input_shape)
+    x[0, :, -1, :] = x[1, :, :, -1] = math.nan
+    with torch.no_grad():
+        return bool(backbone(x).isnan().any(1).all())
 
 
 def check_model(model: str) -> None:
     """Raise `UserError` with the nearest names where timm has no model of that name."""
     name, _, tag = model.partition(".")
+    renamed = get_deprecated_models()
+    if name in renamed:
+        now = renamed[name]
+        if now and now not in (known := timm.list_pretrained(now)):  # some point to weights that were renamed again
+            now = next((full for full in known if full.startswith(now)), now.partition(".")[0])
+        raise UserError(
+            f"timm has renamed {name} to {now}. Use model={now}"
+            if now
+            else f"timm has removed {name}. Choose another model; timm.list_models() lists all"
+        )
+    if model.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        raise UserError(
+            f"model = {model} is an address. Use timm's name of the model, and pass the file of its weights as "
+            "pretrained=<file>"
+        )
     if not timm.is_model(name):
         near = did_you_mean(name, timm.list_models()).partition(" known names")[0]
         raise UserError(f"timm has no model named {name!r}{near} timm.list_models() lists all")

@@ -9,15 +9,17 @@ them at least, by repeating its border, half on either side, and the logits are 
 """
 
 import math
+from functools import cache
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from domainbed.errors import UserError
 from domainbed.networks import padding
-from domainbed.networks.encoders import TimmEncoder
+from domainbed.networks.encoders import TimmEncoder, check_model, try_size, without_values
 
 
 class ConvPyramid(nn.Module):
@@ -70,15 +72,9 @@ class TimmPyramid(nn.Module):
         super().__init__()
         self.encoder = encoder
         backbone: Any = encoder.backbone
-        info = backbone.feature_info if hasattr(backbone, "forward_intermediates") else []
-        last = {math.log2(one["reduction"]): (index, one["num_chs"]) for index, one in enumerate(info)}
-        if len(last) < 2 or any(not level.is_integer() for level in last):
-            raise UserError(
-                f"{model} has no features at several sizes, which a U-Net needs. Choose a convolutional model, such as "
-                "resnet18, or model=null for the plain U-Net"
-            )
+        last = _levels(backbone, model)
         self.indices = [index for index, _ in last.values()]
-        self.channels = {int(level): channels for level, (_, channels) in last.items()}
+        self.channels = {level: channels for level, (_, channels) in last.items()}
         backbone.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
@@ -87,6 +83,53 @@ class TimmPyramid(nn.Module):
         x = (x - self.encoder.mean) / self.encoder.std
         features = backbone.forward_intermediates(x, indices=self.indices, intermediates_only=True, output_fmt="NCHW")
         return dict(zip(self.channels, features, strict=True))
+
+
+def _levels(backbone: Any, model: str) -> dict[int, tuple[int, int]]:
+    """Return index and channels of the last features at each level.
+
+    Raises:
+        UserError: there are features at one size only, or at none.
+    """
+    info = backbone.feature_info if hasattr(backbone, "forward_intermediates") else []
+    last = {math.log2(one["reduction"]): (index, one["num_chs"]) for index, one in enumerate(info)}
+    if len(last) < 2 or any(not level.is_integer() for level in last):
+        raise no_pyramid(model)
+    return {int(level): value for level, value in last.items()}
+
+
+def no_pyramid(model: str) -> UserError:
+    """Return the error for a backbone that a U-Net can't use."""
+    return UserError(
+        f"{model} has no features at several sizes, each half of the one before, which a U-Net needs. Choose a "
+        "convolutional model, such as resnet18, or model=null for the plain U-Net"
+    )
+
+
+@cache
+def padded_shape(model: str, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the shape of the images that `UNetwork` gives to a timm encoder for images (C, H, W).
+
+    Raises:
+        UserError: the backbone has no features at several sizes.
+    """
+    channels, *size = input_shape
+    check_model(model)
+    published = timm.get_pretrained_cfg(model).input_size
+    cell = 2 ** max(_levels(without_values(model, published), model))
+    margins = padding.to_multiple(size, cell, least=2)
+    height, width = size[0] + margins[2] + margins[3], size[1] + margins[0] + margins[1]
+    shape = (channels, height, width)
+    if isinstance(try_size(model, shape), str):  # as no multiple of its coarsest cell would do
+        raise no_pyramid(model)
+    with torch.random.fork_rng([]), torch.device("meta"), torch.no_grad():
+        try:
+            features = TimmPyramid(TimmEncoder(model, shape), model)(torch.empty(2, *shape))
+        except Exception:  # each model fails in its own way where it has no such features
+            raise no_pyramid(model) from None
+    if any(one.shape[2:] != (height // 2**level, width // 2**level) for level, one in features.items()):
+        raise no_pyramid(model)
+    return shape
 
 
 class UNetDecoder(nn.Module):

@@ -419,3 +419,27 @@ def test_a_loss_that_is_not_finite_before_the_first_checkpoint_promises_none(tra
     outcome = train("bad", "--data_dir", photographs, "--algorithm", "VAE", "lr=1e9", "latent_dim=4", *RUN)
     refused(outcome, "not finite", "lower lr")
     assert "Checkpoints of earlier steps" not in outcome[2] and nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["model=test_vit", "image_size=28"], ["test_vit and images of 28 x 28 px", "Use image_size=16 or 32"]),
+        (["model=densenet121", "image_size=16"], ["the model can't take them", "Use image_size=32"]),
+        (["model=tf_efficientnet_b0_ns"], ["Use model=tf_efficientnet_b0.ns_jft_in1k"]),
+        (["pretrained=wrong.pth"], ["wrong.pth does not fit test_resnet"]),
+        (["pretrained=page.pth"], ["it is a web page"]),
+        (["pretrained=https://example.org/a.pth"], ["is an address"]),
+    ],
+)  # fmt: skip
+def test_what_a_model_cant_do_is_known_before_an_image_is_decoded(
+    train, photographs: Path, monkeypatch, arguments: list[str], says: list[str]
+) -> None:
+    import torch
+
+    from domainbed.datasets import prepare
+
+    torch.save({"fc.weight": torch.zeros(3)}, "wrong.pth")
+    Path("page.pth").write_text("<html></html>")
+    monkeypatch.setattr(prepare, "prepare", lambda *_, **__: pytest.fail("decoded images"))
+    refused(train("bad", "--data_dir", photographs, "--algorithm", "ERM", "--steps", "2", *arguments), *says)

@@ -203,3 +203,26 @@ def test_home_is_no_folder_named_by_a_tilde(train, photographs: Path, monkeypatc
     assert (tmp_path / "home/errors/figures.json").is_file() and not list(Path().glob("~*"))
     refused(train("bad", "--data_dir", photographs, "--results_dir="), "results_dir = '' is not a path", "empty")
     refused(train("bad", "--data_dir="), "data_dir = '' is not a path")
+
+
+def test_weights_of_an_installed_package_are_recorded_and_not_needed_again(
+    train, photographs: Path, monkeypatch
+) -> None:
+    from domainbed import load, pretrained
+    from domainbed.cli import export
+
+    package = pretrained.PACKAGES["tf_efficientnet_lite0"]
+    if package.installed() != package.version:
+        pytest.skip(f"{package.source} is not installed")
+    begin = ["--data_dir", photographs, "--algorithm", "ERM", "--test_envs", "0", "--steps", "2", "batch_size=2"]
+    assert train("lite", *begin, "model=tf_efficientnet_lite0", "pretrained=true", "image_size=32")[0] == 0
+    folder = FOLDER / "lite"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["algorithms"]["ERM"]["pretrained"] == package.source
+    log = (folder / "log.txt").read_text()
+    assert f"starts from pretrained weights of {package}" in log and "licence Apache-2.0" in log
+    monkeypatch.setattr(pretrained.Package, "installed", lambda self: None)
+    assert export.main([str(folder), "--target", "camera0", "--out", "exported"]) == 0
+    assert f"- the encoder began with weights of {package}\n" in Path("exported/MODEL_CARD.md").read_text()
+    load(folder, target="camera0")
+    (folder / "te_camera0/done").unlink()
+    assert train("lite", "--resume")[0] == 0

@@ -5,7 +5,7 @@ import torch
 
 from domainbed.errors import UserError
 from domainbed.networks.encoders import TimmEncoder
-from domainbed.networks.unet import ConvPyramid, TimmPyramid, UNetwork
+from domainbed.networks.unet import ConvPyramid, TimmPyramid, UNetwork, padded_shape
 
 
 def unet(down: str = "maxpool", up: str = "transposed", width: int = 4, depth: int = 3, channels: int = 3) -> UNetwork:
@@ -61,7 +61,7 @@ def test_an_answer_does_not_depend_on_the_batch_in_training_either() -> None:
 @pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet", "test_convnext"])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 17, 23)])
 def test_an_encoder_of_timm(model: str, shape: tuple[int, int, int]) -> None:
-    pyramid = TimmPyramid(TimmEncoder(model, shape), model)
+    pyramid = TimmPyramid(TimmEncoder(model, padded_shape(model, shape)), model)
     network = UNetwork(pyramid, 4, "transposed", 3)
     x = torch.rand(2, *shape)
     assert network(x).shape == (2, 3, *shape[1:])
@@ -75,3 +75,19 @@ def test_an_encoder_of_timm(model: str, shape: tuple[int, int, int]) -> None:
 def test_an_encoder_without_several_sizes_is_refused() -> None:
     with pytest.raises(UserError, match="test_vit has no features at several sizes.*resnet18"):
         TimmPyramid(TimmEncoder("test_vit", (3, 160, 160)), "test_vit")
+
+
+@pytest.mark.parametrize("model", ["swin_tiny_patch4_window7_224", "test_convnext"])
+def test_an_encoder_sees_padded_images_and_is_built_for_them(model: str) -> None:
+    shape = (1, 40, 50)
+    padded = padded_shape(model, shape)
+    assert padded == (1, 64, 64)
+    with torch.device("meta"):
+        network = UNetwork(TimmPyramid(TimmEncoder(model, padded), model), 4, "transposed", 3)
+        assert network(torch.rand(2, *shape)).shape == (2, 3, *shape[1:])
+
+
+@pytest.mark.parametrize("model", ["inception_v3", "test_vit"])
+def test_a_model_whose_features_are_not_halvings_of_the_image_is_refused(model: str) -> None:
+    with pytest.raises(UserError, match=f"{model} has no features at several sizes"):
+        padded_shape(model, (3, 64, 64))
