@@ -5,11 +5,13 @@ the order that the names mean. A data set without one (cats, dogs) is sorted by 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 #: The International Clinical Diabetic Retinopathy scale (Wilkinson et al. 2003); the index is the grade.
 GRADES = ("no_dr", "mild", "moderate", "severe", "proliferative")
+#: The lowest grade that needs a referral to an ophthalmologist.
+REFERABLE = 2
 GRADE_SPELLINGS = "0-4, no_dr, normal, mild, moderate, severe, proliferative, pdr, mild_npdr, grade_2, 'Severe NPDR' …"
 
 _RETINOPATHY = "(dr|(diabetic)?retinopathy)"
@@ -57,6 +59,19 @@ def grade(name: str) -> int | None:
         return by_word
     by_number = int(number[2])
     return by_number if by_word == by_number or not word else None
+
+
+def positives(classes: Sequence[str]) -> tuple[int, ...]:
+    """Return the indices of the classes to be found: what sensitivity is the sensitivity for.
+
+    Of two classes it is the second in order. Of the five grades of diabetic retinopathy it is referable disease, grade
+    2 (moderate) and above (Wilkinson et al. 2003). Other classes have none.
+    """
+    if len(classes) == 2:
+        return (1,)
+    if [grade(name) for name in classes] == list(range(len(GRADES))):
+        return tuple(range(REFERABLE, len(GRADES)))
+    return ()
 
 
 def order(names: Iterable[str]) -> Scale:
