@@ -263,7 +263,7 @@ def test_a_run_from_the_encoder_to_the_report(train, photographs: Path) -> None:
         assert low <= difference <= high
     report = (folder / "classification/camera0_whole.txt").read_text()
     assert f"{metrics['accuracy']:.3f}" in report and (folder / "classification/camera0_whole.png").is_file()
-    assert "### Baselines" in (here / "probe/summary.md").read_text()
+    assert "### Baselines" in (here / "probe/summary_full.md").read_text()
 
     with pytest.MonkeyPatch.context() as patch:
         finish_step = Algorithm.finish_step
