@@ -28,6 +28,7 @@ from domainbed.algorithms.finished import find_targets
 from domainbed.datasets.labels import plain
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.paths import user_path
+from domainbed.records import read_results
 from domainbed.registry import add_plugin
 
 FORMAT = 1
@@ -225,6 +226,7 @@ def load_with_meta(
 ) -> tuple[Algorithm, dict[str, Any], dict[str, Any]]:
     """`load`, together with the configuration of the run and the content of checkpoint.json.
 
+    With the latter comes the `operating_point` of the checkpoint, where the run recorded one.
     Without a `checkpoint` it is the first of `CHECKPOINTS` that is there.
     """
     for path in plugin:
@@ -235,8 +237,10 @@ def load_with_meta(
         meta, weights = _with_plain_names(meta), run_dir
     else:
         config = read_config(run_dir)
-        meta = read_meta(find_checkpoint(run_dir, target, seed, checkpoint))
+        folder = find_checkpoint(run_dir, target, seed, checkpoint)
+        meta = read_meta(folder)
         weights = Path(meta["folder"]) / "model.safetensors"
+        meta |= recorded_operating_point(run_dir, folder.name, meta)
     described = finished.describe(config, meta)
     for name, asked, found in (("target", target, described.target), ("seed", seed, described.seed)):
         if asked is not None and plain(str(asked)) != plain(str(found)):
@@ -244,6 +248,19 @@ def load_with_meta(
     algorithm = finished.build(described)
     finished.load_tensors(weights, algorithm)
     return algorithm.eval(), config, meta
+
+
+def recorded_operating_point(run_dir: Path, checkpoint: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"operating_point": …} of a checkpoint from the final records of its run; empty where there is none.
+
+    A training that is not finished has none yet, nor has a run of a version that recorded none.
+    """
+    for record in read_results(run_dir / "results.jsonl"):
+        place = (record["kind"], record.get("target"), record.get("seed"), record.get("checkpoint"), record.get("step"))
+        wanted = ("final", meta["target"], meta["seed"], checkpoint, meta["step"])
+        if place == wanted and "operating_point" in record:
+            return {"operating_point": record["operating_point"]}
+    return {}
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

@@ -289,13 +289,16 @@ def computed_once(algorithm: Any) -> Iterator[None]:
                 module.forward = forward
 
 
-def figures(outputs: Outputs, *, ordinal: bool, intervals: bool, seed: int = 0) -> dict[str, Any]:
+def figures(
+    outputs: Outputs, *, ordinal: bool, intervals: bool, positives: Sequence[int] = (), seed: int = 0
+) -> dict[str, Any]:
     """Figures of all images, ready for JSON: a figure that is undefined or not finite is None.
 
     Args:
         outputs: of `evaluate`.
         ordinal: whether the classes are ordered.
         intervals: whether to add 95 % bootstrap intervals over groups.
+        positives: the classes to be found, see `datasets.labels.positives`.
         seed: of the bootstrap.
 
     Returns:
@@ -307,7 +310,7 @@ def figures(outputs: Outputs, *, ordinal: bool, intervals: bool, seed: int = 0) 
         probabilities = None
     record: dict[str, Any] = {"n": len(labels), "num_groups": len(set(groups)), "metrics": {}, "intervals": {}}
     if probabilities is not None:
-        record["metrics"] |= metrics.classification(probabilities, labels, ordinal)
+        record["metrics"] |= metrics.classification(probabilities, labels, ordinal, positives)
     if outputs.masks is not None:
         record["metrics"] |= metrics.segmentation(outputs.masks)
     record["metrics"] |= means(outputs.per_image) | _finite(outputs.losses)
@@ -319,10 +322,58 @@ def figures(outputs: Outputs, *, ordinal: bool, intervals: bool, seed: int = 0) 
             ordinal=ordinal,
             per_image=outputs.per_image,
             masks=outputs.masks,
+            positives=positives,
             seed=seed,
         )
-        record["intervals"] = {name: list(bounds) if bounds else None for name, bounds in found.items()}
+        record["intervals"] = _listed(found)
     return record
+
+
+def choose_threshold(parts: Sequence[Outputs], positives: Sequence[int]) -> float | None:
+    """Return the operating point of `metrics.choose_threshold` on several sets of images together.
+
+    Args:
+        parts: outputs with probabilities, such as those of the held-out images of each source.
+        positives: the classes to be found.
+
+    Returns:
+        The threshold of the summed probability of `positives`; None where it is not defined.
+    """
+    if not parts:
+        return None
+    scores = [_positive_scores(part, positives) for part in parts]
+    positive = [metrics.is_positive(part.labels, positives) for part in parts]
+    return metrics.choose_threshold(torch.cat(scores), torch.cat(positive))
+
+
+def screening(
+    outputs: Outputs, positives: Sequence[int], threshold: float | None, *, intervals: bool, seed: int = 0
+) -> dict[str, Any]:
+    """Figures of flagging images at a threshold that was fixed elsewhere.
+
+    Args:
+        outputs: with probabilities. positives: the classes to be found.
+        threshold: of their summed probability; None where there is none.
+        intervals, seed: as in `figures`.
+
+    Returns:
+        metrics and intervals, as those of `figures`, to be added to them.
+    """
+    scores, flags = _positive_scores(outputs, positives), None
+    if threshold is not None and scores.isfinite().all():
+        flags = metrics.Flags(scores >= threshold, metrics.is_positive(outputs.labels, positives))
+    found = metrics.bootstrap(outputs.groups, flags=flags, seed=seed) if intervals and flags is not None else {}
+    return {"metrics": metrics.screening(flags), "intervals": _listed(found)}
+
+
+def _positive_scores(outputs: Outputs, positives: Sequence[int]) -> Tensor:
+    assert outputs.probabilities is not None, "an algorithm that can't predict has no score to flag an image by"
+    return metrics.positive_scores(outputs.probabilities, positives)
+
+
+def _listed(intervals: Mapping[str, tuple[float, float] | None]) -> dict[str, list[float] | None]:
+    """Return intervals as JSON has them."""
+    return {name: list(bounds) if bounds else None for name, bounds in intervals.items()}
 
 
 def _mean(values: list[Tensor], sizes: list[int]) -> float:

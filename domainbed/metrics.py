@@ -23,16 +23,22 @@ that it enters. One grey level of 8 bits is 48 dB, so no image but a copy comes 
 SSIM_WINDOW_PX = 11
 _SSIM_CHUNK = 300_000
 """Values that SSIM compares at once on a CPU, so that they stay in its cache (docs/performance.md)."""
+SENSITIVITY = 0.9
+"""Share of the positives that an operating point has to find on the images that it is chosen on: about what published
+systems for referable diabetic retinopathy reach (Ting et al. 2017: 0.905)."""
 _CHUNK = 2**22  # weights held at once while resampling: 32 MiB
 
 
-def classification(probabilities: Tensor, labels: Tensor, ordinal: bool) -> dict[str, Any]:
+def classification(
+    probabilities: Tensor, labels: Tensor, ordinal: bool, positives: Sequence[int] = ()
+) -> dict[str, Any]:
     """Figures of a classifier.
 
     Args:
         probabilities: (N, K) float, N >= 1, K >= 2; the answer is the most probable class.
         labels: (N,) long in 0 .. K - 1.
         ordinal: whether the classes are ordered, such as the grades of a disease.
+        positives: the classes to be found, see `datasets.labels.positives`.
 
     Returns:
         accuracy: share of right answers.
@@ -40,6 +46,8 @@ def classification(probabilities: Tensor, labels: Tensor, ordinal: bool) -> dict
         macro_f1: mean F1 over the classes present in labels or answers.
         auc: area under the ROC curve, each class against the rest, mean over the classes that have both positives and
             negatives (Hand & Till 2001 discuss the alternatives); None where there is none.
+        auc_referable: area under the ROC curve of the summed probability of `positives`, where they are several: with a
+            single positive class of two it is `auc`.
         kappa: Cohen's kappa with quadratic weights (Cohen 1968), only if `ordinal`; None where `labels` hold a single
             class, for which it is 0 or 0/0 whatever the answers.
         recall: K values, None for a class that `labels` lack.
@@ -51,8 +59,8 @@ def classification(probabilities: Tensor, labels: Tensor, ordinal: bool) -> dict
 
     num_classes = _check(probabilities, labels)
     if not probabilities.isfinite().all():
-        names = ["accuracy", "balanced_accuracy", "macro_f1", "auc", *["kappa"] * ordinal, "recall", "confusion"]
-        return dict.fromkeys(names)
+        names = ["accuracy", "balanced_accuracy", "macro_f1", "auc", *["auc_referable"] * (len(positives) > 1)]
+        return dict.fromkeys([*names, *["kappa"] * ordinal, "recall", "confusion"])
     answers = probabilities.argmax(1)
     present = labels.bincount(minlength=num_classes) > 0
     seen = present | (answers.bincount(minlength=num_classes) > 0)
@@ -69,6 +77,11 @@ def classification(probabilities: Tensor, labels: Tensor, ordinal: bool) -> dict
         "macro_f1": f1[seen].mean().item(),
         "auc": sum(auc) / len(auc) if auc else None,
     }
+    if len(positives) > 1:
+        ones = torch.ones(len(labels), 1, dtype=torch.float64)
+        figures["auc_referable"] = _number(
+            _weighted_auc(positive_scores(probabilities, positives), is_positive(labels, positives), ones)
+        )
     if ordinal:
         kappa = tm.multiclass_cohen_kappa(answers, labels, num_classes, weights="quadratic")
         figures["kappa"] = kappa.item() if present.sum() > 1 else None
@@ -77,7 +90,71 @@ def classification(probabilities: Tensor, labels: Tensor, ordinal: bool) -> dict
     return figures
 
 
-def majority(train_counts: Sequence[int], labels: Tensor, ordinal: bool) -> dict[str, Any]:
+def positive_scores(probabilities: Tensor, positives: Sequence[int]) -> Tensor:
+    """Return the summed probability (N,) of the classes to be found, in float64, of probabilities (N, K)."""
+    return probabilities[:, list(positives)].double().sum(1)
+
+
+def is_positive(labels: Tensor, positives: Sequence[int]) -> Tensor:
+    """Return whether labels (N,) are of the classes to be found, (N,) bool."""
+    return torch.isin(labels, torch.tensor(list(positives)))
+
+
+def choose_threshold(scores: Tensor, positive: Tensor, sensitivity: float = SENSITIVITY) -> float | None:
+    """Return the threshold at which `scores >= threshold` finds this share of the positives and flags the fewest.
+
+    It lies midway between the lowest score that has to be flagged and the next lower one, or 0: at a score itself, the
+    last bit of a later evaluation would decide about that image. Equal scores are flagged together, so that the share
+    that is found may be larger.
+
+    Args:
+        scores: (N,) float in [0, 1]. positive: (N,) bool.
+        sensitivity: in (0, 1].
+
+    Returns:
+        None where there is no positive, or a score is not finite.
+    """
+    ranked = scores[positive].sort(descending=True).values  # (P,)
+    if not len(ranked) or not scores.isfinite().all():
+        return None
+    found = torch.arange(1, len(ranked) + 1, dtype=torch.float64) / len(ranked)
+    lowest = ranked[found >= sensitivity][0]
+    below = scores[scores < lowest]
+    return ((lowest + (below.max() if len(below) else 0)) / 2).item()
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Which of N images a fixed threshold flags.
+
+    Attributes:
+        flagged: (N,) bool. positive: (N,) bool, whether the image should be flagged.
+    """
+
+    flagged: Tensor
+    positive: Tensor
+
+
+def screening(flags: Flags | None) -> dict[str, float | None]:
+    """Figures of flagging images at a fixed threshold.
+
+    Args:
+        flags: of N >= 1 images; None where there is no threshold, or a score is not finite.
+
+    Returns:
+        sensitivity: share of the positives that are flagged; None without a positive.
+        specificity: share of the negatives that are not; None without a negative.
+        youden: sensitivity + specificity - 1 (Youden 1950): 0 for flagging all, none or at random.
+    """
+    if flags is None:
+        return dict.fromkeys(("sensitivity", "specificity", "youden"))
+    ones = torch.ones(len(flags.positive), 1, dtype=torch.float64)
+    return {name: _number(value) for name, value in _of_flags(flags, ones).items()}
+
+
+def majority(
+    train_counts: Sequence[int], labels: Tensor, ordinal: bool, positives: Sequence[int] = ()
+) -> dict[str, Any]:
     """Figures of always answering the most frequent training class: what a model has to beat.
 
     The answer never changes, so AUC is 0.5 and kappa 0 by definition, where they are defined at all. The lowest of
@@ -87,6 +164,8 @@ def majority(train_counts: Sequence[int], labels: Tensor, ordinal: bool) -> dict
         train_counts: number of training images of each of K >= 2 classes, over all source environments.
         labels: (N,) long, the images measured.
         ordinal: as in `classification`, whose figures are returned.
+        positives: the classes to be found. Where there are any, the figures of `screening` are returned as well: every
+            image is flagged if the answer is one of them, else none.
 
     Raises:
         ValueError: there is no training image.
@@ -94,7 +173,13 @@ def majority(train_counts: Sequence[int], labels: Tensor, ordinal: bool) -> dict
     if not sum(train_counts):
         raise ValueError("no training labels: there is no most frequent class")
     counts = torch.tensor(train_counts)  # (K,)
-    return classification(F.one_hot(counts.argmax(), len(counts)).float().expand(len(labels), -1), labels, ordinal)
+    answer = counts.argmax()
+    constant = F.one_hot(answer, len(counts)).float().expand(len(labels), -1)
+    figures = classification(constant, labels, ordinal, positives)
+    if positives:
+        flagged = is_positive(answer.expand(len(labels)), positives)
+        figures |= screening(Flags(flagged, is_positive(labels, positives)))
+    return figures
 
 
 def beside(probabilities: Tensor, baselines: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
@@ -239,6 +324,8 @@ def resamples(
     ordinal: bool = False,
     per_image: Mapping[str, Tensor] | None = None,
     masks: MaskCounts | None = None,
+    positives: Sequence[int] = (),
+    flags: Flags | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Tensor]:
@@ -250,6 +337,7 @@ def resamples(
         ordinal: as in `classification`.
         per_image: name to (N,) figures of single images, whose mean is taken.
         masks: counts of N masks, as in `segmentation`.
+        positives: as in `classification`. flags: of N images, as in `screening`; the threshold stays fixed.
         num_resamples: how often as many groups as there are get drawn.
         seed: of a generator of its own: the caller's random state is neither read nor moved.
     """
@@ -263,7 +351,8 @@ def resamples(
         times = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(
             1, drawn, torch.ones(drawn.shape, dtype=torch.float64)
         )
-        chunks.append(weighted(times.T[group_of_row], probabilities, labels, ordinal, per_image, masks))
+        weights = times.T[group_of_row]
+        chunks.append(weighted(weights, probabilities, labels, ordinal, per_image, masks, positives, flags))
     return {name: torch.cat([figures[name] for figures in chunks]) for name in chunks[0]}
 
 
@@ -284,8 +373,10 @@ def weighted(
     ordinal: bool = False,
     per_image: Mapping[str, Tensor] | None = None,
     masks: MaskCounts | None = None,
+    positives: Sequence[int] = (),
+    flags: Flags | None = None,
 ) -> dict[str, Tensor]:
-    """The figures of `classification` and `segmentation`, and means of single images', for R weightings at once.
+    """The figures of `classification`, `segmentation` and `screening`, and means of images', for R weightings at once.
 
     Args:
         weights: (N, R) float64, how often each image counts; the other arguments are those of `bootstrap`.
@@ -301,11 +392,15 @@ def weighted(
         figures |= _from_confusion(confusion.T.reshape(-1, num_classes, num_classes), ordinal)
         auc = [_weighted_auc(probabilities[:, k], labels == k, weights) for k in range(num_classes)]
         figures["auc"] = torch.stack(auc).nanmean(0)
+        if len(positives) > 1:
+            scores = positive_scores(probabilities, positives)
+            figures["auc_referable"] = _weighted_auc(scores, is_positive(labels, positives), weights)
         if not probabilities.isfinite().all():
             figures = {name: torch.full_like(values, math.nan) for name, values in figures.items()}
     for name, values in (per_image or {}).items():
         figures[name] = (values.double() @ weights) / weights.sum(0)
-    return figures | (_of_masks(masks, weights) if masks is not None else {})
+    figures |= _of_masks(masks, weights) if masks is not None else {}
+    return figures | (_of_flags(flags, weights) if flags is not None else {})
 
 
 def _ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -362,6 +457,14 @@ def _weighted_auc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
     won = (weight_upto[below] + weight_upto[not_above]) / 2  # (positives, R)
     weight = weights[positive]
     return (weight * won).sum(0) / (weight.sum(0) * weight_upto[-1])
+
+
+def _of_flags(flags: Flags, weights: Tensor) -> dict[str, Tensor]:
+    """Figures (R,) of `screening` for weights (N, R); nan where undefined."""
+    positive, flagged = flags.positive.double(), flags.flagged.double()
+    sensitivity = (flagged * positive) @ weights / (positive @ weights)
+    specificity = ((1 - flagged) * (1 - positive)) @ weights / ((1 - positive) @ weights)
+    return {"sensitivity": sensitivity, "specificity": specificity, "youden": sensitivity + specificity - 1}
 
 
 def _of_masks(masks: MaskCounts, weights: Tensor) -> dict[str, Tensor]:

@@ -1,13 +1,14 @@
 """The tables of a run: what every protocol's checkpoint scores, beside what needs no model.
 
     summary = build(records, run)
-    print(summary.text())        # what a run prints at its end
-    summary.write(folder)        # summary.md, summary.csv, summary.json
+    print(summary.text())        # what a run prints at its end: one row per target
+    summary.write(folder)        # summary.md, the same with intervals; summary_full.md, .csv and .json with everything
 
-A pure function of the "final" records of results.jsonl: nothing is measured here. One target with one seed shows each
-figure with its bootstrap interval. More of them add an average: targets within each seed first, then mean, standard
-deviation and standard error over seeds, or over targets where there is one seed; each is labelled, because a standard
-error printed as a deviation makes results look several times more certain than they are.
+A pure function of the "final" records of results.jsonl: nothing is measured here, and what the figures mean in plain
+words is in `conclusion`. One target with one seed shows each figure with its bootstrap interval. More of them add an
+average: targets within each seed first, then mean, standard deviation and standard error over seeds, or over targets
+where there is one seed; each is labelled, because a standard error printed as a deviation makes results look several
+times more certain than they are.
 """
 
 import csv
@@ -17,7 +18,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ COLUMNS = {
     "kappa": "kappa",
     "macro_f1": "macro F1",
     "auc": "AUC",
+    "auc_referable": "AUC (referable)",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
     "dice_dataset": "Dice (all pixels)",
     "dice_image": "Dice (per image)",
     "iou_dataset": "IoU (all pixels)",
@@ -58,9 +62,21 @@ PARTS = {
 }
 """Parts that have a table, in order. The train part is shown among the source environments."""
 UNDEFINED = "–"
+BETTER = "✓"
 MINUS = "accuracy_minus_"  # of `metrics.beside`
 TRIVIAL = (MAJORITY, MAJORITY_MASK, MEAN_IMAGE)
+BY_FREQUENCY = "by frequency"  # of the codes, which the record of the model itself has
+HEADLINE = (BEST, "last")
+"""Protocols of which a target's row is the first that it has."""
+COMPARED = {
+    ("kappa", "balanced_accuracy"): MAJORITY,
+    ("dice_dataset",): MAJORITY_MASK,
+    ("psnr",): MEAN_IMAGE,
+    ("bits_per_code",): BY_FREQUENCY,
+}
+"""Figures of a target's row, the first of each that a run has, with the answer that needs no model."""
 _ORDER = [*PROTOCOLS, *TRIVIAL]
+_PART_WORDS = {"whole": "all", "test": "test part", "val": "held-out part"}
 _FOOTNOTES = {
     BEST: "checkpoint with the best {select_by} on the held-out part of the source environments, mean over "
     "environments; the target is not looked at (Gulrajani & Lopez-Paz 2021).",
@@ -76,27 +92,149 @@ _FOOTNOTES = {
 Record = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A figure of a model that has an answer without a model to beat.
+
+    Attributes:
+        metric: name of the figure. trivial: name of the answer that needs no model.
+        values: one for each seed. bounds: their intervals. trivial_values: the same figure of the trivial answer.
+        sign: 1 where a higher figure is better, else -1.
+    """
+
+    metric: str
+    trivial: str
+    values: Sequence[float | None]
+    bounds: Sequence[Sequence[float] | None]
+    trivial_values: Sequence[float | None]
+    sign: int = 1
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds that have the figure."""
+        return _mean(self.values)
+
+    @property
+    def trivial_mean(self) -> float | None:
+        """Mean of the trivial answer's figure."""
+        return _mean(self.trivial_values)
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the figure of every seed is better: its whole interval, or where there is none the value."""
+        pairs = list(zip(self.values, self.bounds, self.trivial_values, strict=True))
+        return bool(pairs) and all(
+            value is not None
+            and trivial is not None
+            and min(self.sign * bound for bound in bounds or (value,)) > self.sign * trivial
+            for value, bounds, trivial in pairs
+        )
+
+    def cell(self, intervals: bool) -> str:
+        """The figure as a table shows it, marked where it is better."""
+        known = [value for value in self.values if value is not None]
+        if len(self.values) > 1 or not known:
+            text = _mean_and_deviation(self.metric, self.values, len(self.values))
+        else:
+            text = number(self.metric, known[0])
+            if intervals and (bounds := self.bounds[0]):
+                text += f" [{number(self.metric, bounds[0])}, {number(self.metric, bounds[1])}]"
+        return f"{text} {BETTER}" if self.is_better else text
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What a reader needs to know of one target: one row of summary.md.
+
+    Attributes:
+        place: name of the environment. records: of the model, one for each seed.
+        trivial: records of the answers that need no model, by protocol, in the order of the seeds.
+    """
+
+    place: str
+    records: list[Record]
+    trivial: Mapping[str, list[Record]]
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the environment was left out of the training."""
+        return bool(self.records[0]["role"] == "target")
+
+    @property
+    def chose_threshold(self) -> bool:
+        """Whether the threshold was chosen on these very images."""
+        point = self.records[0].get("operating_point", {})
+        return self.records[0]["part"] == "val" and self.records[0]["environment"] in point.get("chosen_on", ())
+
+    def compare(self, metric: str, trivial: str) -> Comparison | None:
+        """Compare a figure with the trivial answer's; None where the model has no such figure in any seed."""
+        values = [record["metrics"].get(metric) for record in self.records]
+        if all(value is None for value in values):
+            return None
+        bounds = [record.get("intervals", {}).get(metric) for record in self.records]
+        if trivial == BY_FREQUENCY:
+            others, sign = [record["metrics"].get("bits_by_frequency") for record in self.records], -1
+        else:
+            by_seed = {record["seed"]: record["metrics"].get(metric) for record in self.trivial.get(trivial, ())}
+            others, sign = [by_seed.get(record["seed"]) for record in self.records], 1
+        return Comparison(metric, trivial, values, bounds, others, sign)
+
+    @property
+    def screening(self) -> Comparison | None:
+        """Sensitivity + specificity - 1, which is 0 for an answer that ignores the image."""
+        found = self.compare("youden", MAJORITY)
+        return found and replace(found, trivial_values=[0.0] * len(found.values))
+
+
 @dataclass
 class Summary:
-    """The final records of a run, in order, and what is said about them."""
+    """The final records of a run, in order, and what is said about them.
+
+    Attributes:
+        run: see `build`. records: final ones.
+        conclusion: a paragraph in plain words, see `conclusion`.
+    """
 
     run: Mapping[str, Any]
     records: list[Record]
+    conclusion: str = ""
 
     @property
     def notes(self) -> list[str]:
         """The run's notes, and a line for what was expected and is not there."""
         notes = list(self.run.get("notes", ()))
-        found = {(record["target"], record["seed"]) for record in self.records}
-        missing = [
+        if self.missing:
+            notes.append(f"unfinished, so not in these tables: {', '.join(self.missing)}")
+        return notes
+
+    @property
+    def missing(self) -> list[str]:
+        """What the run was asked for and has not finished."""
+        finished = {(record["target"], record["seed"]) for record in self.records}
+        return [
             f"{target} (seed {seed})"
             for seed in self.run.get("seeds", ())
             for target in self.run.get("targets", ())
-            if (target, seed) not in found
+            if (target, seed) not in finished
         ]
-        if missing:
-            notes.append(f"unfinished, so not in these tables: {', '.join(missing)}")
-        return notes
+
+    def headlines(self) -> list[Headline]:
+        """Return what a reader needs to know of each target, or without one of each source environment.
+
+        The checkpoint is the one that training-domain validation selects; `last` where a seed has none. Of the parts
+        of an environment it is the first in `PARTS`.
+        """
+        found = []
+        for unit in _distinct(map(unit_of, main_records(self.records))):
+            records = [record for record in main_records(self.records) if unit_of(record) == unit]
+            records = [record for record in records if record["part"] == _parts(records)[0]]
+            seeds = {record["seed"] for record in records}
+            by_protocol = {name: [r for r in records if r["protocol"] == name] for name in _protocols(records)}
+            complete = [name for name in HEADLINE if len(by_protocol.get(name, ())) == len(seeds)]
+            shown = next((by_protocol[name] for name in [*complete, *HEADLINE] if by_protocol.get(name)), None)
+            if shown:
+                found.append(Headline(unit, shown, {name: by_protocol.get(name, []) for name in TRIVIAL}))
+        return found
 
     def averages(self) -> list[dict[str, Any]]:
         """One row per part, protocol and metric: mean, sd (sample, n - 1), se = sd / sqrt(n), n, and over what.
@@ -130,21 +268,88 @@ class Summary:
         return rows
 
     def text(self) -> str:
-        """The main table, short enough for a terminal: no intervals, no confusion."""
-        lines = [self._title(), *(f"! {note}" for note in self.notes), ""]
-        if not self.records:
-            return "\n".join([*lines, "no finished target"]) + "\n"
-        for part in _parts(self.records)[:1]:
-            records = [record for record in main_records(self.records) if record["part"] == part]
-            lines += [self._caption(part, records, intervals=False), "", *self._per_target(records, False)]
-            average = self._average(part)
-            lines += ["", *average] if average else []
-            lines += self._baselines(records, False)
-        if any(record["protocol"] == ORACLE for record in self.records):
-            lines += ["", CHOSEN_ON_TARGET]
+        """The main table, narrow enough for a terminal: one row per target, without intervals."""
+        lines = [self._title(), *(f"! {note}" for note in self.notes), "", *self._headline_table(intervals=False)]
         return "\n".join(lines) + "\n"
 
-    def markdown(self) -> str:
+    def brief(self) -> str:
+        """What a reader needs to know: the conclusion, then one table with one row per target."""
+        lines = [f"# {self._title()}", ""]
+        lines += [self.conclusion, ""] if self.conclusion else []
+        lines += self._headline_table(intervals=True)
+        notes = f"; so are the run's notes ({len(self.notes)})" if self.notes else ""
+        lines += ["", f"Other checkpoints, parts, averages and classes are in `summary_full.md`{notes}."]
+        return "\n".join(lines) + "\n"
+
+    def _headline_table(self, intervals: bool) -> list[str]:
+        """One row per target, each figure beside the answer that needs no model, and what the marks mean."""
+        headlines = self.headlines()
+        if not headlines:
+            return ["no finished target"]
+        columns: dict[str, list[str]] = {
+            _place(headlines[0].records): [headline.place for headline in headlines],
+            "selected by": [headline.records[0]["protocol"] for headline in headlines],
+            "images": [f"{h.records[0]['n']} ({_PART_WORDS[h.records[0]['part']]})" for h in headlines],
+        }
+        words, screened = len(columns), False
+        for metrics, trivial in COMPARED.items():
+            for metric in metrics:
+                if found := {h.place: comparison for h in headlines if (comparison := h.compare(metric, trivial))}:
+                    cells = {place: (c.cell(intervals), number(metric, c.trivial_mean)) for place, c in found.items()}
+                    pairs = [cells.get(h.place, (UNDEFINED, UNDEFINED)) for h in headlines]
+                    columns[COLUMNS[metric]] = [figure for figure, _ in pairs]
+                    columns[trivial] = [beside for _, beside in pairs]
+                    break
+            if trivial == MAJORITY and (flagged := _screening_columns(headlines, intervals)):
+                columns, screened = columns | flagged, True
+        compared = len(columns) > words
+        if not compared and _metrics((h.records[0] for h in headlines), ["total_loss"]):
+            values = [[record["metrics"].get("total_loss") for record in h.records] for h in headlines]
+            columns["total_loss"] = [_mean_and_deviation("total_loss", of_one, len(of_one)) for of_one in values]
+        rows = list(zip(*columns.values(), strict=True))
+        return [
+            *table(list(columns), rows, words),
+            "",
+            *self._headline_caption(headlines, compared, screened, intervals),
+        ]
+
+    def _headline_caption(
+        self, headlines: Sequence[Headline], compared: bool, screened: bool, intervals: bool
+    ) -> list[str]:
+        """What the marks of the headline table mean."""
+        lines = []
+        seeds = _distinct(record["seed"] for headline in headlines for record in headline.records)
+        if compared:
+            which = "95 % interval of every seed" if len(seeds) > 1 else "whole 95 % interval"
+            lines.append(
+                f"{BETTER} the {which} is better than the answer that needs no model, which is in the next column. "
+                "No mark: not shown to be better."
+            )
+        if screened:
+            own = [headline.place for headline in headlines if headline.chose_threshold]
+            lines.append(
+                f"{self._threshold_caption()} {BETTER} their sum is above 1, which is that of flagging at "
+                "random." + (f" For {', '.join(own)} these are the same images, which flatters." if own else "")
+            )
+        if len(seeds) > 1:
+            lines.append(f"Mean ± standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}.")
+        elif intervals and any(record.get("intervals") for headline in headlines for record in headline.records):
+            lines.append(f"Seed {seeds[0]}. [low, high]: 95 % bootstrap interval over groups, such as patients.")
+        return lines if not intervals else [line for text in lines for line in (text, "")][:-1]
+
+    def _threshold_caption(self) -> str:
+        """What sensitivity and specificity are of; empty for a run that has none."""
+        point = next((record["operating_point"] for record in self.records if "operating_point" in record), None)
+        if point is None:
+            return ""
+        names = self.run.get("class_names") or []
+        to_find = either(names[k] if k < len(names) else str(k) for k in point["positives"])
+        return (
+            f"Sensitivity and specificity for {to_find}, at the threshold that finds {point['sensitivity']:.0%} "
+            "of them or more, and flags the fewest, among the held-out images of the environments trained on."
+        )
+
+    def full(self) -> str:
         """Everything for a reader; the tables are aligned and can be read as plain text."""
         run = self.run
         lines = [f"# {self._title()}", ""]
@@ -160,13 +365,16 @@ class Summary:
             for protocol in _protocols(self.records)
             if protocol in _FOOTNOTES
         ]
+        if caption := self._threshold_caption():
+            oracle = any(record["protocol"] == ORACLE for record in self.records)
+            lines += ["", caption + (" In rows with † the held-out images of the target choose it." if oracle else "")]
         for part in _parts(self.records):
             records = [record for record in main_records(self.records) if record["part"] == part]
-            lines += ["", f"## {_heading(part, records)}", "", self._caption(part, records, intervals=True), ""]
-            lines += self._per_target(records, True)
+            lines += ["", f"## {_heading(part, records)}", "", self._caption(records), ""]
+            lines += self._per_target(records)
             average = self._average(part)
             lines += ["", "### Average", "", *average] if average else []
-            lines += self._baselines(records, True)
+            lines += self._baselines(records)
         lines += self._sources()
         lines += self._classes()
         lines += self._mask_classes()
@@ -193,9 +401,10 @@ class Summary:
         return buffer.getvalue()
 
     def json(self) -> str:
-        """Run, notes, averages and records, in full precision."""
+        """Run, conclusion, notes, averages and records, in full precision."""
         everything = {
             "run": dict(self.run),
+            "conclusion": self.conclusion,
             "notes": self.notes,
             "averages": self.averages(),
             "records": [dict(record) for record in self.records],
@@ -203,41 +412,43 @@ class Summary:
         return json.dumps(everything, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, folder: Path) -> None:
-        """Write summary.md, .csv and .json; a reader sees the old file or the new one, never half of it."""
-        for suffix, content in (("md", self.markdown()), ("csv", self.csv()), ("json", self.json())):
-            partial = folder / f".summary.{suffix}.partial"
+        """Write summary.md, .csv and .json and summary_full.md; a reader sees an old file or a new one, never half."""
+        files = {
+            "summary.md": self.brief(),
+            "summary_full.md": self.full(),
+            "summary.csv": self.csv(),
+            "summary.json": self.json(),
+        }
+        for name, content in files.items():
+            partial = folder / f".{name}.partial"
             partial.write_text(content, encoding="utf-8", errors="backslashreplace")  # of names that are no text
-            os.replace(partial, folder / f"summary.{suffix}")
+            os.replace(partial, folder / name)
 
     def _title(self) -> str:
         of = f", {size} images of each environment" if (size := self.run.get("subset_size")) else ""
         return f"{self.run.get('name', 'run')}: {self.run.get('algorithm', '?')} on {self.run.get('dataset', '?')}{of}"
 
-    def _caption(self, part: str, records: Sequence[Record], intervals: bool) -> str:
-        what = "" if intervals else f"{_heading(part, records)}. "
+    def _caption(self, records: Sequence[Record]) -> str:
         seeds = _distinct(record["seed"] for record in records)
         if len(seeds) > 1:
-            return f"{what}Mean ± standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}."
-        if intervals and any(record.get("intervals") for record in records):
+            return f"Mean ± standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}."
+        if any(record.get("intervals") for record in records):
             return (
-                f"{what}Seed {seeds[0]}. [low, high] is a 95 % percentile bootstrap interval, from drawing groups of "
+                f"Seed {seeds[0]}. [low, high] is a 95 % percentile bootstrap interval, from drawing groups of "
                 "images that belong together, such as a patient's. It holds for these weights: another seed moves more."
             )
-        return f"{what}Seed {seeds[0]}."
+        return f"Seed {seeds[0]}."
 
-    def _baselines(self, records: Sequence[Record], intervals: bool) -> list[str]:
+    def _baselines(self, records: Sequence[Record]) -> list[str]:
         """Accuracy beside that of the baselines which an algorithm brings along, and the paired differences."""
         columns = baseline_columns(_metrics(records))
         if not columns:
             return []
         found = [record for record in records if columns.keys() & record["metrics"].keys()]
         columns = {"accuracy": COLUMNS["accuracy"]} | columns
-        head = ["", "### Baselines", ""] if intervals else ["", "Baselines", ""]
-        return [*head, *self._per_target(found, intervals, columns)]
+        return ["", "### Baselines", "", *self._per_target(found, columns)]
 
-    def _per_target(
-        self, records: Sequence[Record], intervals: bool, columns: Mapping[str, str] = COLUMNS
-    ) -> list[str]:
+    def _per_target(self, records: Sequence[Record], columns: Mapping[str, str] = COLUMNS) -> list[str]:
         """One row per target environment and protocol: one seed as it is, several as mean ± deviation."""
         metrics = _metrics(records, columns)
         num_seeds = len(_distinct(record["seed"] for record in records))
@@ -258,7 +469,7 @@ class Summary:
                     if num_seeds > 1:
                         cells.append(_mean_and_deviation(metric, values, num_seeds))
                     else:
-                        bounds = found[0].get("intervals", {}).get(metric) if intervals else None
+                        bounds = found[0].get("intervals", {}).get(metric)
                         between = f" [{number(metric, bounds[0])}, {number(metric, bounds[1])}]" if bounds else ""
                         cells.append(number(metric, values[0]) + between)
                 rows.append(cells)
@@ -399,6 +610,12 @@ def build(records: Iterable[Record], run: Mapping[str, Any]) -> Summary:
     return Summary(run, ordered)
 
 
+def either(names: Iterable[str]) -> str:
+    """Return "a, b or c"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def baseline_columns(metrics: Iterable[str]) -> dict[str, str]:
     """Return the columns of the baselines that an algorithm brings along: accuracy and paired difference of each."""
     names = [metric[len(MINUS) :] for metric in metrics if metric.startswith(MINUS)]
@@ -467,6 +684,19 @@ def _metrics(records: Iterable[Record], among: Iterable[str] | None = None) -> l
     return found if among is None else [name for name in among if name in found]
 
 
+def _screening_columns(headlines: Sequence[Headline], intervals: bool) -> dict[str, list[str]]:
+    """Sensitivity and specificity of each headline, marked together; empty where none has them."""
+    columns = {}
+    for name in ("sensitivity", "specificity"):
+        cells = []
+        for headline in headlines:
+            found = headline.compare(name, "")  # neither has a trivial answer: flagging all has the one, none the other
+            marked = headline.screening and headline.screening.is_better and not headline.chose_threshold
+            cells.append((found.cell(intervals) + f" {BETTER}" * bool(marked)) if found else UNDEFINED)
+        columns[name] = cells
+    return columns if any(cell != UNDEFINED for cells in columns.values() for cell in cells) else {}
+
+
 def _distinct(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
@@ -476,6 +706,11 @@ def spread(values: Sequence[float]) -> dict[str, float | int | None]:
     sd = statistics.stdev(values) if len(values) > 1 else None
     se = None if sd is None else sd / math.sqrt(len(values))
     return {"mean": statistics.fmean(values), "sd": sd, "se": se, "n": len(values)}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _mean_and_deviation(metric: str, values: Sequence[float | None], num_seeds: int) -> str:
@@ -489,7 +724,7 @@ def _mean_and_deviation(metric: str, values: Sequence[float | None], num_seeds: 
 
 
 def number(metric: str, value: float | None) -> str:
-    """A figure as a reader wants it: shares with 3 decimals, dB with 2, errors and losses with 3 digits or more."""
+    """Return a figure as a reader wants it: shares with 3 decimals, dB with 2, errors with 3 digits or more."""
     if value is None:
         return UNDEFINED
     if metric == "psnr":
@@ -500,7 +735,7 @@ def number(metric: str, value: float | None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    """Lines of a Markdown table, padded so that it reads as plain text; the first `words` columns are left-aligned."""
+    """Return the lines of a Markdown table, padded to read as plain text; the first `words` columns are flush left."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
     pad = [str.ljust if i < words else str.rjust for i in range(len(head))]

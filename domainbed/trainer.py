@@ -10,6 +10,7 @@ trained beside those that are judged), optimisers and the step, no more.
 
 import random
 import signal
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,8 +46,10 @@ from domainbed.algorithms.base import (
     needs_label,
 )
 from domainbed.algorithms.finished import FinishedRun, construct
+from domainbed.conclusion import conclude
 from domainbed.datasets.augment import Augment
 from domainbed.datasets.base import UNLABELLED
+from domainbed.datasets.labels import positives
 from domainbed.datasets.loaders import ReadAhead, TrainLoader, in_order
 from domainbed.datasets.masks import labelled_values
 from domainbed.datasets.prepare import Images, check_same_classes
@@ -61,6 +64,11 @@ from domainbed.settings import RunSettings
 #: Between checkpoints, `last` is saved this often, so that a power cut costs minutes and not hours.
 SAVE_EVERY_SECONDS = 300
 LOG_EVERY_SECONDS = 30
+#: Letters in a line of the paragraph that ends a run.
+CONCLUSION_WIDTH = 100
+
+Judged = tuple[dict[str, Any], evaluator.Outputs]
+"""Figures of a part that is judged, with its place, and the answers that they are of."""
 
 
 class Interrupted(Exception):
@@ -130,7 +138,8 @@ def train_all_targets(run: Run) -> None:
     result = write_summary(run)
     if result is not None:
         run.records.log("\n" + result.text())
-        run.records.log(f"\nsummary, pictures and weights are in {run.folder}")
+        run.records.log(f"summary, pictures and weights are in {run.folder}\n")
+        run.records.log(textwrap.fill(result.conclusion, CONCLUSION_WIDTH))
 
 
 def write_summary(run: Run) -> summary.Summary | None:
@@ -150,10 +159,15 @@ def write_summary(run: Run) -> summary.Summary | None:
         "targets": [run.target_name(target) for target in run.targets],
         "seeds": run.seeds,
         "class_names": run.images.target_classes,
+        "pretrained": getattr(run.hparams, "pretrained", None) if getattr(run.hparams, "model", None) else None,
+        "class_balanced": run.hparams.class_balanced,
+        "may_have_seen": bool(run.hparams.runs) or shares_images(run.images),
     }
     if run.images.mask_classes:
         described["background"] = run.images.mask_classes.background
-    result = summary.build(run.records.read(), described)
+    records = run.records.read()
+    result = summary.build(records, described)
+    result.conclusion = conclude(result, records)
     with explain_os_errors("writing the summary"):
         result.write(run.folder)
     return result
@@ -276,6 +290,11 @@ class Training:
     def train_rows(self) -> np.ndarray:
         """The rows of the training images of all sources."""
         return np.concatenate([self.loader.rows[environment] for environment in self.sources])
+
+    @property
+    def positives(self) -> tuple[int, ...]:
+        """The classes to be found, none where masks take the place of labels."""
+        return () if self.images.mask_classes else positives(self.images.classes)
 
     @cached_property
     def majority_mask(self) -> int | None:
@@ -429,7 +448,9 @@ class Training:
             rows = self.images.select(environment, "val")
             if not len(rows):
                 continue
-            found = evaluator.figures(self.outputs(rows), ordinal=self.images.ordinal, intervals=False)
+            found = evaluator.figures(
+                self.outputs(rows), ordinal=self.images.ordinal, intervals=False, positives=self.positives
+            )
             figures[name] = found["metrics"]
             role = "target" if environment in self.target else "source"
             self.records.write(
@@ -497,7 +518,7 @@ class Training:
                 f"target {self.name}, seed {self.seed}: {self.settings.select_by} was undefined at every checkpoint, "
                 "so there is no best"
             )
-        cached: dict[int, list[dict[str, Any]]] = {}
+        cached: dict[int, list[Judged]] = {}
         for protocol, name in PROTOCOLS.items():
             if not self.engine.agreed(checkpoint.exists(self.checkpoints / name)):
                 continue
@@ -505,7 +526,9 @@ class Training:
             step = int(meta["step"])
             if step not in cached:  # two protocols often choose the same step: its weights are judged once
                 cached[step] = self.final_figures(with_train=name == "best")
-            for figures in cached[step]:
+            chosen_on = self.target if protocol == summary.ORACLE else self.sources
+            judged, operating_point = self.at_operating_point(cached[step], chosen_on)
+            for figures in judged:
                 if figures["part"] != "train" or name == "best":
                     self.records.write(
                         self.record("final", step) | {"protocol": protocol, "checkpoint": name} | figures
@@ -513,8 +536,9 @@ class Training:
             if name == "best" and self.engine.is_main:
                 config, path = self.shared.config, self.folder / "model.safetensors"
                 seen = finished.fingerprints(self.images.contents[row] for row in self.train_rows)
-                checkpoint.export(path, self.algorithm, config, self.meta(step) | {"train_images": seen})
-                self.report_classes(step, cached[step])
+                meta = self.meta(step) | {"train_images": seen} | operating_point
+                checkpoint.export(path, self.algorithm, config, meta)
+                self.report_classes(step, judged)
         for figures in self.trivial_figures() if self.engine.is_main else ():
             self.records.write(self.record("final", self.settings.steps) | figures)
         self.board.close()
@@ -543,7 +567,7 @@ class Training:
                 if rows := [of_split for of_split in chosen if len(of_split)]:
                     yield {"environment": name, "role": "target" if is_target else "source", "part": part}, rows
 
-    def final_figures(self, with_train: bool) -> list[dict[str, Any]]:
+    def final_figures(self, with_train: bool) -> list[Judged]:
         """Figures of every part that is judged; an image is judged once, whatever it is a part of."""
         found = []
         by_split: dict[int, evaluator.Outputs] = {}  # by the first row of the split
@@ -553,9 +577,44 @@ class Training:
                     by_split[rows[0]] = self.outputs(rows)
             outputs = evaluator.Outputs.joined([(rows, by_split[rows[0]]) for rows in splits])
             intervals = place["role"] == "target" or (place["part"] != "train" and not self.target)
-            figures = evaluator.figures(outputs, ordinal=self.images.ordinal, intervals=intervals)
-            found.append(place | figures | ({"needs_label": True} if outputs.needs_label else {}))
+            figures = evaluator.figures(
+                outputs, ordinal=self.images.ordinal, intervals=intervals, positives=self.positives
+            )
+            found.append((place | figures | ({"needs_label": True} if outputs.needs_label else {}), outputs))
         return found
+
+    def at_operating_point(
+        self, judged: list[Judged], chosen_on: list[int]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Add sensitivity and specificity to figures, at a threshold that some environments' held-out images fix.
+
+        Args:
+            judged: of `final_figures`.
+            chosen_on: the environments: the sources, or for the oracle the target.
+
+        Returns:
+            The figures, and {"operating_point": …} that says what the threshold is; that is empty where an algorithm
+            predicts nothing, or no class is to be found.
+        """
+        if not self.positives or any(outputs.probabilities is None for _, outputs in judged):
+            return [figures for figures, _ in judged], {}
+        names = [self.images.environments[environment] for environment in chosen_on]
+        held_out = [(f["environment"], o) for f, o in judged if f["part"] == "val" and f["environment"] in names]
+        threshold = evaluator.choose_threshold([outputs for _, outputs in held_out], self.positives)
+        point = {
+            "operating_point": {
+                "threshold": threshold,
+                "chosen_on": [name for name, _ in held_out],
+                "sensitivity": metrics.SENSITIVITY,
+                "positives": list(self.positives),
+            }
+        }
+        found = []
+        for figures, outputs in judged:
+            flagged = evaluator.screening(outputs, self.positives, threshold, intervals=bool(figures["intervals"]))
+            added = {key: figures[key] | flagged[key] for key in ("metrics", "intervals")}
+            found.append(figures | added | point)
+        return found, point
 
     def report_classes(self, step: int, figures: list[dict[str, Any]]) -> None:
         """Write the classification report of final figures, for an algorithm that predicts."""
@@ -584,7 +643,7 @@ class Training:
         elif isinstance(self.algorithm, Predictor) and len(images.target_classes) > 1:
             counts = self.train_counts()
             found[summary.MAJORITY] = lambda rows: metrics.majority(
-                counts, torch.from_numpy(images.labels[rows]), images.ordinal
+                counts, torch.from_numpy(images.labels[rows]), images.ordinal, self.positives
             )
         if isinstance(self.algorithm, Reconstructor):
             told = needs_label(self.algorithm)
@@ -722,6 +781,12 @@ class Training:
             f"{', '.join(terms)}; {'; '.join(who)}. {self.saved_earlier()}Start another run with a lower lr, "
             "with clip_norm=1, or with --precision float32"
         )
+
+
+def shares_images(images: Images) -> bool:
+    """Whether an image is in two environments, so that leaving out one does not leave it out."""
+    places = set(zip(images.contents, images.environment.tolist(), strict=True))
+    return len(places) > len({content for content, _ in places})
 
 
 def seed_everything(seed: int, step: int) -> None:

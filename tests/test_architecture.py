@@ -28,6 +28,7 @@ LEVELS = [
         "records",
         "model_selection",
         "summary",
+        "conclusion",
     },  # fmt: skip
     {"trainer"},
     {"analysis"},

@@ -17,12 +17,14 @@ from domainbed.engine import Engine
 from domainbed.evaluator import (
     Outputs,
     _answer,
+    choose_threshold,
     evaluate,
     evaluate_rows,
     figures,
     in_batches,
     mean_images,
     of_fixed_images,
+    screening,
 )
 from domainbed.fake_gpu import WarnOfSynchronisation, fake_gpu
 from domainbed.objectives import rows as rows_module
@@ -370,3 +372,25 @@ def test_mean_images_are_those_of_all_batches_and_are_judged_on_each_image(data,
 def test_a_class_without_images_has_a_black_mean(data):
     means = mean_images([(data[0], torch.zeros(N, dtype=torch.long))], 2)
     assert means[0].any() and not means[1].any()
+
+
+def test_a_threshold_is_chosen_on_all_sets_together_and_stays_fixed():
+    def answered(scores, labels):
+        score = torch.tensor(scores)
+        return Outputs(torch.tensor(labels), range(len(labels)), torch.stack([1 - score, score], 1))
+
+    first, second = answered([0.9, 0.1, 0.2], [1, 0, 1]), answered([0.3, 0.4], [1, 0])
+    threshold = choose_threshold([first, second], (1,))
+    assert threshold == pytest.approx(0.15)  # of 0.9, 0.3 and 0.2 all three are needed for 0.9; the next is 0.1
+    assert choose_threshold([second, first], (1,)) == threshold
+    other = answered([0.14, 0.16, 0.14, 0.1], [1, 1, 0, 0])
+    found = screening(other, (1,), threshold, intervals=True)
+    assert found["metrics"] == {"sensitivity": 0.5, "specificity": 1.0, "youden": 0.5}
+    assert found["intervals"]["sensitivity"] == [0, 1] and found["intervals"]["specificity"] == [1, 1]
+    assert screening(other, (1,), None, intervals=True)["metrics"] == dict.fromkeys(found["metrics"])
+    assert choose_threshold([], (1,)) is None and choose_threshold([answered([0.5], [0])], (1,)) is None
+    other.probabilities[2] = math.nan
+    assert screening(other, (1,), threshold, intervals=True) == {
+        "metrics": dict.fromkeys(found["metrics"]), "intervals": {},
+    }  # fmt: skip
+    assert choose_threshold([other], (1,)) is None

@@ -384,3 +384,103 @@ def test_an_answer_that_is_not_finite_is_neither_right_nor_wrong_beside_a_baseli
     found = metrics.beside(probabilities, {"other": torch.tensor([[1.0, 0.0], [1.0, 0.0]])}, torch.tensor([0, 0]))
     assert found["accuracy_other"].tolist() == [1, 1]
     assert found["accuracy_minus_other"][0] == 0 and found["accuracy_minus_other"][1].isnan()
+
+
+def scored():
+    """Scores and whether each is a positive: random, with ties, constant, few, of one class alone."""
+    generator = torch.Generator().manual_seed(2)
+    for n in (200, 30, 10, 2, 1):
+        for sharpness in (0.0, 1.0, 5.0):
+            positive = torch.rand(n, generator=generator) < 0.4
+            scores = (torch.randn(n, generator=generator) + sharpness * positive).sigmoid().double()
+            for values in (scores, (scores * 4).round() / 4, torch.full_like(scores, 0.5)):
+                yield values, positive
+    yield torch.rand(9, generator=generator).double(), torch.ones(9, dtype=torch.bool)
+    yield torch.rand(9, generator=generator).double(), torch.zeros(9, dtype=torch.bool)
+
+
+@pytest.mark.filterwarnings("ignore:No negative samples", "ignore:Only one class")
+def test_the_threshold_flags_what_the_highest_of_roc_curve_with_that_sensitivity_does():
+    for scores, positive in scored():
+        for sensitivity in (0.9, 0.5, 1.0):
+            threshold = metrics.choose_threshold(scores, positive, sensitivity)
+            if not positive.any():
+                assert threshold is None
+                continue
+            _, tpr, thresholds = sk.roc_curve(positive.numpy(), scores.numpy(), drop_intermediate=False)
+            highest = thresholds[tpr >= sensitivity].max()
+            below = scores[scores < highest]
+            assert threshold == pytest.approx((highest + (below.max().item() if len(below) else 0)) / 2, abs=1e-12)
+            assert torch.equal(scores >= threshold, scores >= highest)
+
+
+def test_shares_are_exact_where_nine_of_ten_are_needed():
+    for num_positives in range(1, 200):
+        scores = torch.arange(1, num_positives + 1, dtype=torch.float64) / 200
+        threshold = metrics.choose_threshold(scores, torch.ones(num_positives, dtype=torch.bool))
+        assert (scores >= threshold).sum() == -(-9 * num_positives // 10)
+
+
+def test_scores_that_are_not_finite_have_no_threshold():
+    for bad in (math.nan, math.inf):
+        assert metrics.choose_threshold(torch.tensor([0.1, bad, 0.7]), torch.tensor([True, False, True])) is None
+    assert metrics.screening(None) == {"sensitivity": None, "specificity": None, "youden": None}
+
+
+def test_sensitivity_and_specificity_are_scikit_learns_recalls():
+    for scores, positive in scored():
+        flagged = scores >= 0.5
+        found = metrics.screening(metrics.Flags(flagged, positive))
+        for name, label in (("sensitivity", True), ("specificity", False)):
+            if (positive == label).any():
+                expected = sk.recall_score(positive, flagged, pos_label=label, zero_division=0.0)
+                assert found[name] == pytest.approx(expected, abs=1e-12)
+            else:
+                assert found[name] is None and found["youden"] is None
+        if 0 < positive.sum() < len(positive):
+            assert found["youden"] == pytest.approx(sk.balanced_accuracy_score(positive, flagged, adjusted=True))
+
+
+def test_the_auc_of_several_positive_classes_is_that_of_their_summed_probability():
+    for labels, probabilities in cases():
+        positive = np.isin(labels.numpy(), (2, 3, 4))
+        point = metrics.classification(probabilities, labels, True, (2, 3, 4))["auc_referable"]
+        ones = torch.ones(len(labels), 1, dtype=torch.float64)
+        (closed,) = metrics.weighted(ones, probabilities, labels, True, positives=(2, 3, 4))["auc_referable"]
+        if not 0 < positive.sum() < len(positive):
+            assert point is None and closed.isnan()
+            continue
+        expected = sk.roc_auc_score(positive, probabilities.double().numpy()[:, 2:].sum(1))
+        assert point == pytest.approx(expected, abs=1e-12) and closed.item() == pytest.approx(expected, abs=1e-12)
+    assert "auc_referable" not in metrics.classification(probabilities, labels, True, (1,))
+
+
+def test_intervals_of_sensitivity_and_specificity_draw_patients_and_leave_the_threshold_alone():
+    generator = np.random.default_rng(3)
+    positive = generator.random(60) < 0.5
+    flagged = generator.random(60) < np.where(positive, 0.8, 0.3)
+    patients = np.arange(60) // 2
+    found = metrics.bootstrap(
+        patients.tolist(), flags=metrics.Flags(torch.from_numpy(flagged), torch.from_numpy(positive))
+    )
+    drawn = []
+    for _ in range(2000):
+        rows = np.concatenate([np.flatnonzero(patients == one) for one in generator.integers(0, 30, 30)])
+        shares = flagged[rows][positive[rows]].mean(), 1 - flagged[rows][~positive[rows]].mean()
+        drawn.append([*shares, sum(shares) - 1])
+    expected = np.quantile(drawn, [0.025, 0.975], axis=0)
+    for name, bounds in zip(("sensitivity", "specificity", "youden"), expected.T, strict=True):
+        assert found[name] == pytest.approx(tuple(bounds), abs=0.03), name
+    none = metrics.bootstrap([1, 2], flags=metrics.Flags(torch.ones(2).bool(), torch.zeros(2).bool()))
+    assert none["sensitivity"] is None and none["specificity"] == (0, 0)
+
+
+def test_the_majority_flags_all_or_none():
+    labels = torch.tensor([0, 2, 4, 1])
+    assert metrics.majority([1, 0, 3, 0, 0], labels, True, (2, 3, 4))["sensitivity"] == 1
+    assert metrics.majority([1, 0, 3, 0, 0], labels, True, (2, 3, 4))["specificity"] == 0
+    healthy = metrics.majority([5, 0, 3, 0, 0], labels, True, (2, 3, 4))
+    assert (healthy["sensitivity"], healthy["specificity"], healthy["youden"]) == (0, 1, 0)
+    assert healthy["auc_referable"] == 0.5
+    assert metrics.majority([5, 0, 3, 0, 0], torch.tensor([2, 2]), True, (2, 3, 4))["specificity"] is None
+    assert "sensitivity" not in metrics.majority([5, 0, 3, 0, 0], labels, True)

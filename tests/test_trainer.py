@@ -52,12 +52,12 @@ def test_a_run_leaves_what_the_documentation_lists(train, photographs: Path) -> 
             names = {path.name for path in (folder / step / f"te_{target}").iterdir()}
             assert names == {"samples.png", *(f"camera{i}_{split}.png" for i in range(3) for split in ("train", "val"))}
         assert list((folder / f"tensorboard/te_{target}").glob("events*"))
-    for name in ("config.yaml", "log.txt", "summary.md", "summary.csv", "summary.json"):
+    for name in ("config.yaml", "log.txt", "summary.md", "summary_full.md", "summary.csv", "summary.json"):
         assert (folder / name).stat().st_size
     kinds = [record["kind"] for record in records(folder)]
     assert kinds.count("train") == 3 * 4
     assert kinds.count("eval") == 3 * 2 * 3  # targets, checkpoints, environments
-    assert "majority class" in out and "oracle" in out
+    assert "majority class" in out and "oracle" in (folder / "summary_full.md").read_text()
     assert "beta" in (folder / "log.txt").read_text()
 
 
@@ -259,14 +259,14 @@ def test_finished_targets_are_skipped_and_the_others_done(train, photographs: Pa
 
 
 def test_seeds_repeat_the_run_with_the_same_splits(train, photographs: Path) -> None:
-    status, out, _ = train("seeds", "--data_dir", photographs, "--test_envs", "0", "--seeds", "0", "1", *SHORT)
+    status, _, _ = train("seeds", "--data_dir", photographs, "--test_envs", "0", "--seeds", "0", "1", *SHORT)
     assert status == 0
     folder = run_folder("seeds")
     one, other = (load_file(folder / f"seed_{s}/te_camera0/checkpoints/last/model.safetensors") for s in (0, 1))
     assert any(not torch.equal(one[key], other[key]) for key in one)
     found = {record["seed"]: record["n"] for record in records(folder) if record["kind"] == "final"}
     assert found.keys() == {0, 1} and len(set(found.values())) == 1
-    assert "standard error" in out
+    assert "standard error" in (folder / "summary_full.md").read_text()
     assert domainbed.load(folder, seed=1).step.item() in (2, 4)
     with pytest.raises(UserError, match="seed=0.*seed=1"):
         domainbed.load(folder)
@@ -436,7 +436,7 @@ def test_annealing_that_does_not_end_stands_in_the_summary(train, photographs: P
         assert train(name, *arguments, f"kl_anneal_end={end}")[0] == 0
         notes = [record["text"] for record in records(run_folder(name)) if record["kind"] == "note"]
         assert any("ends before its annealing" in note for note in notes) == said
-        assert ("ends before its annealing" in (run_folder(name) / "summary.md").read_text()) == said
+        assert ("ends before its annealing" in (run_folder(name) / "summary_full.md").read_text()) == said
 
 
 def test_a_finished_target_leaves_no_model_in_memory(train, photographs: Path, monkeypatch) -> None:
@@ -994,3 +994,124 @@ def test_two_targets_that_a_file_system_takes_for_one_are_told_apart(train, phot
     config.write_text(config.read_text().replace('"camera0"]', '"camera1"]'))
     status, _, err = train("one", "--resume")
     assert status == 2 and "holds the training of target camera0, so camera1 has no folder of its own" in err
+
+
+def test_a_threshold_is_fixed_on_the_sources_and_stays_with_the_weights(train, photographs: Path, capfd) -> None:
+    from sklearn.metrics import recall_score, roc_auc_score, roc_curve
+
+    from domainbed import cli
+
+    start = ["--algorithm", "ERM", "--data_dir", photographs, "--test_envs", "0", "image_size=20"]
+    assert train("flags", *start, *SHORT)[0] == 0
+    folder = run_folder("flags").resolve()
+    with open(folder / "images.csv", newline="") as file:
+        listed = list(csv.DictReader(file))
+
+    def scores(checkpoint: str, environments: list[str], splits: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        chosen = [row for row in listed if row["environment"] in environments and row["split"] in splits]
+        pixels = np.stack([np.asarray(Image.open(photographs / row["image"]), np.float32) / 255 for row in chosen])
+        with torch.no_grad():
+            x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            probabilities = domainbed.load(folder, checkpoint=checkpoint).predict(x).softmax(1)
+        return np.array([row["class"] == "moderate" for row in chosen]), probabilities[:, 2:].sum(1).numpy()
+
+    final = [record for record in records(folder) if record["kind"] == "final"]
+    by_place = {(r["checkpoint"], r["environment"], r["part"]): r for r in final if r["checkpoint"]}
+    sources = ["camera1", "camera2"]
+    for checkpoint, chosen_on in (("best", sources), ("last", sources), ("oracle", ["camera0"])):
+        record = by_place[checkpoint, "camera0", "whole"]
+        positive, score = scores(checkpoint, chosen_on, ["val"])
+        _, found, thresholds = roc_curve(positive, score, drop_intermediate=False)
+        threshold = record["operating_point"]["threshold"]
+        assert ((score >= threshold) == (score >= thresholds[found >= 0.9].max())).all()
+        assert record["operating_point"]["chosen_on"] == chosen_on
+        assert record["operating_point"]["positives"] == [2, 3, 4]
+        positive, score = scores(checkpoint, ["camera0"], ["train", "val"])
+        flagged = score >= threshold
+        assert record["metrics"]["sensitivity"] == pytest.approx(recall_score(positive, flagged))
+        assert record["metrics"]["specificity"] == pytest.approx(recall_score(~positive, ~flagged))
+        assert record["metrics"]["auc_referable"] == pytest.approx(roc_auc_score(positive, score), abs=0.01)
+        assert record["intervals"].keys() >= {"sensitivity", "specificity", "youden", "auc_referable"}
+        everywhere = {r["operating_point"]["threshold"] for r in final if r["checkpoint"] == checkpoint}
+        assert everywhere == {threshold}
+    (always,) = [r for r in final if r["protocol"] == "majority class" and r["part"] == "whole"]
+    assert {always["metrics"]["sensitivity"], always["metrics"]["specificity"]} == {0, 1}
+
+    capfd.readouterr()
+    for model, options, checkpoint in ((folder, [], "best"), (folder, ["--checkpoint", "oracle"], "oracle"),
+                                       (folder / "te_camera0/model.safetensors", [], "best")):  # fmt: skip
+        arguments = [str(model), "--data_dir", str(photographs / "camera0"), "--device", "cpu", *options]
+        assert cli.main(["evaluate", *arguments, "--json"]) == 0
+        evaluated = json.loads(capfd.readouterr().out)
+        expected = by_place[checkpoint, "camera0", "whole"]
+        assert evaluated["operating_point"] == expected["operating_point"]
+        for key in ("metrics", "intervals"):
+            for name in ("sensitivity", "specificity", "youden", "auc_referable"):
+                assert evaluated["environments"]["camera0"][key][name] == expected[key][name]
+        assert evaluated["environments"]["camera0"]["majority"]["sensitivity"] == always["metrics"]["sensitivity"]
+    assert cli.main(["evaluate", *arguments]) == 0
+    out = capfd.readouterr().out
+    assert "flags an image where the probability of moderate, severe or proliferative is at least" in out
+    assert "sensitivity" in out
+
+
+def test_a_run_of_an_older_version_has_no_threshold_and_is_read_all_the_same(train, photographs: Path, capfd) -> None:
+    from domainbed import cli
+
+    start = ["--algorithm", "ERM", "--data_dir", photographs, "--test_envs", "0", *SHORT]
+    for name in ("old", "new"):
+        assert train(name, *start)[0] == 0
+    folder = run_folder("old").resolve()
+    lines = records(folder)
+    for line in lines:
+        line.pop("operating_point", None)
+        for figures in (line.get("metrics", {}), line.get("intervals", {})):
+            for name in ("sensitivity", "specificity", "youden", "auc_referable"):
+                figures.pop(name, None)
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert train("old", "--resume")[0] == 0
+    assert "each class counted alike" in (folder / "summary.md").read_text()
+    assert "sensitivity" not in (folder / "summary.md").read_text() + (folder / "summary_full.md").read_text()
+    capfd.readouterr()
+    assert cli.main(["evaluate", str(folder), "--data_dir", str(photographs / "camera0")]) == 0
+    out = capfd.readouterr().out
+    assert "recorded no threshold for this checkpoint" in out and "sensitivity  " not in out
+    for command in (["report", str(folder), "--quick"], ["compare", str(folder), str(run_folder("new").resolve())]):
+        assert cli.main(command) == 0
+
+
+def test_one_camera_says_that_its_threshold_was_chosen_on_the_same_images(train, photographs: Path) -> None:
+    status, out, _ = train(
+        "one", "--algorithm", "ERM", "--data_dir", photographs, "environments=camera1", "--seeds", "0", "1", *SHORT
+    )
+    assert status == 0
+    text = (run_folder("one") / "summary.md").read_text()
+    assert "For camera1 these are the same images, which flatters." in text
+    assert "at a threshold that was chosen on these same images." in text
+    last_lines = " ".join(out.split("summary, pictures and weights are in")[1].splitlines()[1:])
+    conclusion = json.loads((run_folder("one") / "summary.json").read_text())["conclusion"]
+    assert last_lines.split() == conclusion.split(), "the terminal ends with the paragraph"
+    assert conclusion in text and text.index(conclusion) < text.index("| environment")
+
+
+def test_held_out_images_without_a_positive_fix_no_threshold(train, photographs: Path) -> None:
+    for path in photographs.glob("camera[12]/2/*.png"):  # so of the sources nothing is to be found
+        path.unlink()
+    status, _, err = train(
+        "none", "--algorithm", "ERM", "--data_dir", photographs, "--test_envs", "0", "--select_by", "accuracy", *SHORT
+    )
+    assert status == 0, err
+    found = [r for r in records(run_folder("none")) if r["kind"] == "final" and r["checkpoint"] in ("best", "oracle")]
+    for record in found:
+        assert (record["operating_point"]["threshold"] is None) == (record["checkpoint"] == "best")
+        assert (record["metrics"]["specificity"] is None) == (record["checkpoint"] == "best")
+    assert "each class counted alike" in (run_folder("none") / "summary.md").read_text()
+
+
+def test_an_image_of_two_cameras_is_not_called_unseen(train, photographs: Path) -> None:
+    start = ["--algorithm", "ERM", "--data_dir", photographs, "--test_envs", "0", *SHORT]
+    assert train("apart", *start)[0] == 0
+    assert "camera0 (never seen): " in (run_folder("apart") / "summary.md").read_text()
+    (photographs / "camera1/0/copy.png").write_bytes((photographs / "camera0/0/00.png").read_bytes())
+    assert train("shared", *start)[0] == 0
+    assert "camera0 (left out of this training): " in (run_folder("shared") / "summary.md").read_text()

@@ -300,7 +300,7 @@ def _figures(about: About, meta: Mapping[str, Any], recorded: RecordedRun | None
     }  # fmt: skip
     if about.masks == "softmax":
         run["background"] = about.classes[0]
-    lines = summary.build(records, run).markdown().splitlines()
+    lines = summary.build(records, run).full().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("- **"))
     warnings = [f"- **{line}**" for line in not_better(records)]
     return [*warnings, *(f"#{line}" if line.startswith("##") else line for line in lines[start:])]

@@ -52,6 +52,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     from domainbed import checkpoint, evaluator, metrics
     from domainbed.algorithms.base import handles_labels
     from domainbed.datasets.base import UNLABELLED
+    from domainbed.datasets.labels import positives
     from domainbed.datasets.prepare import prepare
     from domainbed.engine import Engine
     from domainbed.machine import default_cache_dir, default_num_workers
@@ -106,22 +107,34 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             f"the run was trained on {' and '.join(known)}: if these are the same camera, or even the same eyes, the "
             "figures are not those of a new one"
         )
+    to_find = positives(meta["classes"]) if isinstance(algorithm, Predictor) and not algorithm.needs_masks else ()
+    threshold = meta.get("operating_point", {}).get("threshold")
+    if to_find and threshold is None:
+        seen.append(
+            "no sensitivity and specificity: the run recorded no threshold for this checkpoint, because it is not "
+            "finished, or is of an older version, or held out no image of the classes to be found"
+        )
     engine = Engine(arguments.device, arguments.precision or config["precision"])
     engine.prepare(algorithm)
     result: dict[str, Any] = {
         "run": str(arguments.run), "checkpoint": arguments.checkpoint or "best", "step": meta["step"],
         "target": meta["target"],
         "seed": meta["seed"], "trained_on": meta["sources"], "data_dir": str(arguments.data_dir),
-        "classes": meta["classes"], "unreadable": images.unreadable, "notes": seen, "environments": {},
+        "classes": meta["classes"], "operating_point": meta.get("operating_point"),
+        "unreadable": images.unreadable, "notes": seen, "environments": {},
     }  # fmt: skip
     batch_size = arguments.eval_batch_size or config["eval_batch_size"]
     for environment, name in enumerate(images.environments):
         rows = images.select(environment)
         outputs = evaluator.evaluate_rows(algorithm, engine, images, rows, batch_size)
-        result["environments"][name] = evaluator.figures(outputs, ordinal=meta["ordinal"], intervals=True)
+        found = evaluator.figures(outputs, ordinal=meta["ordinal"], intervals=True, positives=to_find)
+        if to_find and threshold is not None:
+            flagged = evaluator.screening(outputs, to_find, threshold, intervals=True)
+            found |= {key: found[key] | flagged[key] for key in ("metrics", "intervals")}
+        result["environments"][name] = found
         if sum(meta["train_counts"]) and outputs.probabilities is not None:
             result["environments"][name]["majority"] = metrics.majority(
-                meta["train_counts"], outputs.labels, meta["ordinal"]
+                meta["train_counts"], outputs.labels, meta["ordinal"], to_find
             )
         if algorithm.needs_masks:
             result["environments"][name]["majority"] = evaluator.majority_mask(
@@ -222,12 +235,18 @@ def translate(labels: "np.ndarray", classes: list[str], known: list[str]) -> "np
 
 def table(found: dict[str, Any]) -> str:
     """The figures as text: one line per figure with its interval, recall per class, confusion."""
-    from domainbed.summary import COLUMNS, baseline_columns, confusion
+    from domainbed.summary import COLUMNS, baseline_columns, confusion, either
 
     lines = [f"NOTE: {note}" for note in found["notes"]] + [
         f"{found['run']}: checkpoint {found['checkpoint']} (step {found['step']}), trained on "
         f"{', '.join(found['trained_on'])}; 95 % bootstrap intervals over groups of images"
     ]
+    if (point := found.get("operating_point")) and point["threshold"] is not None:
+        to_find = either(found["classes"][index] for index in point["positives"])
+        lines.append(
+            f"flags an image where the probability of {to_find} is at least {point['threshold']:.4f}, which found "
+            f"{point['sensitivity']:.0%} of them or more among the held-out images of {', '.join(point['chosen_on'])}"
+        )
     for name, figures in found["environments"].items():
         lines.append(f"{name}: {figures['n']} images in {figures['num_groups']} groups")
         for key, title in (COLUMNS | baseline_columns(figures["metrics"])).items():

@@ -17,6 +17,8 @@ from fractions import Fraction
 
 #: The International Clinical Diabetic Retinopathy scale (Wilkinson et al. 2003); the index is the grade.
 GRADES = ("no_dr", "mild", "moderate", "severe", "proliferative")
+#: The lowest grade that needs a referral to an ophthalmologist.
+REFERABLE = 2
 GRADE_SPELLINGS = "0-4, no_dr, normal, mild, moderate, severe, proliferative, pdr, mild_npdr, grade_2, 'Severe NPDR' …"
 
 _RETINOPATHY = "(dr|(diabetic)?retinopathy)"
@@ -114,6 +116,19 @@ def grade(name: str) -> int | None:
         return by_word
     by_number = int(prefix[2])
     return by_number if by_word == by_number or not word else None
+
+
+def positives(classes: Sequence[str]) -> tuple[int, ...]:
+    """Return the indices of the classes to be found: what sensitivity is the sensitivity for.
+
+    Of two classes it is the second in order. Of the five grades of diabetic retinopathy it is referable disease, grade
+    2 (moderate) and above (Wilkinson et al. 2003). Other classes have none.
+    """
+    if len(classes) == 2:
+        return (1,)
+    if [grade(name) for name in classes] == list(range(len(GRADES))):
+        return tuple(range(REFERABLE, len(GRADES)))
+    return ()
 
 
 def order(names: Iterable[str]) -> Scale:

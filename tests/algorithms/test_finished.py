@@ -175,7 +175,7 @@ def test_a_model_that_has_seen_the_target_is_announced(train, photographs: Path,
         held_out[name] = {r["content"] for r in rows if r["environment"] == left_out or r["split"] != "train"}
     count = len(held_out["probe"] - held_out["first"])
     assert f"was trained on {count} of the {len(held_out['probe'])} images that are held out or left out here" in out
-    assert "was trained on camera0" in (folder("probe") / "summary.md").read_text()
+    assert "was trained on camera0" in (folder("probe") / "summary_full.md").read_text()
 
 
 @pytest.mark.parametrize(

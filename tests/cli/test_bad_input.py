@@ -180,7 +180,7 @@ def test_unreadable_images_are_skipped_on_request_and_counted(train, photographs
     status, out, _ = train("skipping", "--data_dir", photographs, "--skip_unreadable", *RUN)
     assert status == 0
     assert all(f"camera1/0/{name}: " in out for name in FAULTY)
-    summary = Path("results/train_output/DR/skipping/summary.md").read_text()
+    summary = Path("results/train_output/DR/skipping/summary_full.md").read_text()
     assert "6 unreadable images were left out" in summary
 
 
@@ -199,7 +199,7 @@ def test_a_patient_in_two_cameras_is_named_and_strict_stops(train, photographs: 
     says = "1 patient is in camera0 and in camera1: Ann in "
     status, out, _ = train("warned", *arguments)
     assert status == 0 and f"WARNING: {says}" in out
-    assert says in Path("results/train_output/Manifest/warned/summary.md").read_text()
+    assert says in Path("results/train_output/Manifest/warned/summary_full.md").read_text()
     refused(train("bad", *arguments, "--strict"), says, "give different patients different names")
 
 

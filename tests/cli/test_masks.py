@@ -38,7 +38,7 @@ def test_what_a_run_on_masks_leaves(train, photographs_with_masks: Path) -> None
     assert set(final) == {"training-domain validation", "last", "oracle (test-domain validation)", "majority mask"}
     assert len(final["last"]["dice_per_class"]) == 2 and "accuracy" not in final["last"]
     assert final["majority mask"]["dice_per_class"][0] == 0.0  # the disc covers less than half of the pixels
-    summary = (folder("whole") / "summary.md").read_text()
+    summary = (folder("whole") / "summary_full.md").read_text()
     assert "Dice (all pixels)" in summary and "majority mask" in summary and "means over disc, red" in summary
     for step in ("recon_step_0", "recon_step_2", "recon_final"):
         names = {path.name for path in (folder("whole") / step / "te_camera0").iterdir()}
@@ -78,7 +78,7 @@ def test_classes_that_exclude_each_other_meet_a_softmax(train, photographs_with_
     outcome = train("classes", "--data_dir", table, *RUN, "mask_classes=retina,disc,top", "loss=ce+dice")
     assert outcome[0] == 0 and "masks of the classes retina, disc, top; retina is the background" in outcome[1]
     assert domainbed.load(folder("classes")).hparams.output == "softmax"
-    assert "retina (background)" in (folder("classes") / "summary.md").read_text()
+    assert "retina (background)" in (folder("classes") / "summary_full.md").read_text()
     refused(train("bad", "--data_dir", table, *RUN, "mask_classes=a,b"), "holds the value 2", "255 is a pixel without")
 
 

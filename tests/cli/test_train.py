@@ -105,7 +105,7 @@ def test_the_command_that_began_a_run_stands_in_its_summary_however_it_went_on(t
     assert command.startswith("python train_all.py kept --data_dir ")
     (folder / "te_camera0/done").unlink()
     assert train("kept", "--resume")[0] == 0
-    assert f"```\n{command}\n```" in (folder / "summary.md").read_text()
+    assert f"```\n{command}\n```" in (folder / "summary_full.md").read_text()
     assert "$ python train_all.py kept --resume\n" in (folder / "log.txt").read_text()
     events = EventAccumulator(str(folder / "tensorboard/te_camera0"), size_guidance={"tensors": 0})
     events.Reload()

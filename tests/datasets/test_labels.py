@@ -5,7 +5,7 @@ import random
 import pytest
 
 from domainbed.datasets import fundus_drawing
-from domainbed.datasets.labels import GRADES, grade, order, plain
+from domainbed.datasets.labels import GRADES, grade, order, plain, positives
 
 
 def test_integers_sort_numerically():
@@ -141,3 +141,24 @@ def test_the_drawing_has_the_same_grades():
 def test_a_name_is_what_people_read(written, read):
     assert plain(written) == read
     assert plain(read) == read
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (list(GRADES), (2, 3, 4)),
+        (list("01234"), (2, 3, 4)),
+        (["normal", "mild_npdr", "moderate_npdr", "severe_npdr", "pdr"], (2, 3, 4)),
+        (["0", "1"], (1,)),
+        (["glaucoma", "normal"], (1,)),
+        (["normal", "severe"], (1,)),
+        (list("012"), ()),
+        (list("12345"), ()),
+        (["normal", "mild", "severe"], ()),
+        (["cat", "dog", "horse"], ()),
+        (["one"], ()),
+        ([], ()),
+    ],
+)
+def test_the_classes_to_be_found_are_the_second_of_two_or_referable_disease(classes, expected):
+    assert positives(classes) == expected
