@@ -50,7 +50,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from domainbed import checkpoint, evaluator, metrics
-    from domainbed.algorithms.base import handles_labels
+    from domainbed.algorithms.base import Predictor, handles_labels
     from domainbed.datasets.base import UNLABELLED
     from domainbed.datasets.labels import positives
     from domainbed.datasets.prepare import prepare
