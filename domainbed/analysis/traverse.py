@@ -69,9 +69,9 @@ def analyse(
         images: whose codes give mean and sigma. active_units: of `codes`, None without a posterior.
         code_map: (c, h, w) of a map, whose dimensions are its channels' means over places; None for a vector.
         dimensions: for each of those traversed dimension (from 0, in the code), name, level (from 1, None without
-            levels), kl_nats (None without a posterior), mean and sigma over images, image_change (mean absolute difference in
-            [0, 1] of the two ends, over pixels and the images shown; None where nothing is decoded), and with known
-            factors factor (None where none is followed), share (of its entropy) and spearman.
+            levels), kl_nats (None without a posterior), mean and sigma over images, image_change (mean absolute
+            difference in [0, 1] of the two ends, over pixels and the images shown; None where nothing is decoded), and
+            with known factors factor (None where none is followed), share (of its entropy) and spearman.
         largest_change: of any pixel by any of them. label_change, largest_label_change: by the label, likewise; only
             where something is decoded, and where labels are told.
         factors: of `follow`, None without known factors. mixture: components and covariance, None without one.
