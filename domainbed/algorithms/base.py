@@ -121,6 +121,22 @@ class Hierarchical(Protocol):
 
 
 @runtime_checkable
+class PlaceKeeping(Protocol):
+    """May have a code that is a map of places, flattened: (B, c h w), channel after channel.
+
+    Attributes:
+        latent_map: (c, h, w); None where its code is a plain vector.
+    """
+
+    latent_map: tuple[int, int, int] | None
+
+
+def map_of(algorithm: Any) -> tuple[int, int, int] | None:
+    """Return (c, h, w) of an algorithm's code if it is a map, else None."""
+    return algorithm.latent_map if isinstance(algorithm, PlaceKeeping) else None
+
+
+@runtime_checkable
 class LabelConditioned(Protocol):
     """Has a prior p(z|y) and is told labels y (B,) by all who know them; the prior may be the same for each label."""
 
@@ -391,6 +407,7 @@ class EncoderHParams(Algorithm.HParams):
     freeze_bn: bool = Field(False, description="keep the encoder's BatchNorm as pretrained; needs pretrained weights")
 
     def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
         if self.freeze_bn and self.pretrained == "false":
             raise ValueError(FREEZE_BN_WITHOUT_WEIGHTS)
 

@@ -23,11 +23,15 @@ here: its gradient goes to encoder, decoder and embedding. In evaluation `judged
 under y that the judge reads as y, and `judged_perturbed` that of those under the next class, (y + 1) mod K, that it
 reads as that class. A decoder can learn to please its own judge: `benchmarks/cvae_labels.py` asks another one.
 
+With `latent: map` z is a map of `latent_channels` numbers for each patch (`networks.maps`), and an embedding has as
+many, the same at every place.
+
 To reconstruct an image it needs a label. It does not predict labels and does not know which environment an image comes
 from.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -37,9 +41,10 @@ from torch.nn import functional as F
 from domainbed.algorithms import finished
 from domainbed.algorithms.base import Algorithm, Predictor, concatenate
 from domainbed.algorithms.finished import RunPath
-from domainbed.algorithms.variational import VAEHParams, VariationalObjective
+from domainbed.algorithms.variational import LatentHParams, VAEHParams, VariationalObjective
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Kind, NonNegativeFloat, PositiveFloat, PositiveInt
+from domainbed.networks.maps import MapDecoder, MapEncoder, start_from_components
 from domainbed.networks.strided import StridedDecoder, StridedEncoder
 from domainbed.objectives import gaussian, rows, weights
 from domainbed.registry import ALGORITHMS
@@ -54,13 +59,13 @@ Share = Annotated[float, Field(ge=0, lt=1), Kind("a share from 0 to below 1, suc
 class CVAE(Algorithm):
     """Label-conditioned VAE: reconstructs an image under a given label, taught by a frozen judge of labels."""
 
-    class HParams(VAEHParams):
+    class HParams(VAEHParams, LatentHParams):
         """Options of CVAE."""
 
         conditioning: Literal["prior", "decoder", "posterior"] = Field(
             "prior", description="what sees the label: prior and posterior; the decoder; or the posterior alone"
         )
-        latent_dim: PositiveInt = Field(32, description="size D of z")
+        latent_dim: PositiveInt = Field(32, description="latent=vector: size D of z")
         width: PositiveInt = Field(32, description="channels of every convolution, of the encoder and the decoder")
         perturbed_share: Share = Field(0.1, description="share of labels that training replaces by another class")
         judge_run: RunPath = Field(
@@ -83,14 +88,25 @@ class CVAE(Algorithm):
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         h = self.hparams
-        halvings = max(0, math.ceil(math.log2(min(input_shape[1:]) / GRID)))
-        widths = [h.width] * (halvings + 1)
         in_decoder = h.conditioning == "decoder"
-        self.encoder = StridedEncoder(input_shape, widths, stride=2)
-        self.to_posterior = nn.Linear(self.encoder.num_features, 2 * h.latent_dim)
-        self.embedding = nn.Embedding(num_classes, h.latent_dim if in_decoder else 2 * h.latent_dim)
-        self.decoder = StridedDecoder(2 * h.latent_dim if in_decoder else h.latent_dim, input_shape, widths, stride=2)
-        self.objective = VariationalObjective(h, input_shape, h.latent_dim)
+        self.latent_map: tuple[int, int, int] | None = None
+        self.latent_size: int = h.latent_dim  # D
+        if h.latent == "map":
+            shape = (h.latent_channels, h.latent_halvings)
+            self.encoder: nn.Module = MapEncoder(input_shape, *shape)
+            self.decoder: nn.Module = MapDecoder(input_shape, *shape, h.latent_channels if in_decoder else 0)
+            self.latent_map = self.encoder.shape
+            self.latent_size = math.prod(self.latent_map)
+        else:
+            halvings = max(0, math.ceil(math.log2(min(input_shape[1:]) / GRID)))
+            widths = [h.width] * (halvings + 1)
+            self.encoder = StridedEncoder(input_shape, widths, stride=2)
+            self.to_posterior = nn.Linear(self.encoder.num_features, 2 * h.latent_dim)
+            size = 2 * h.latent_dim if in_decoder else h.latent_dim
+            self.decoder = StridedDecoder(size, input_shape, widths, stride=2)
+        per_place = h.latent_dim if self.latent_map is None else h.latent_channels
+        self.embedding = nn.Embedding(num_classes, per_place if in_decoder else 2 * per_place)
+        self.objective = VariationalObjective(h, input_shape, self.latent_size, self.latent_map)
         self.judge = self.make_judge(input_shape) if h.judge_run or h.needs_run("judge_run") else None
 
     def make_judge(self, input_shape: tuple[int, int, int]) -> finished.Frozen:
@@ -137,30 +153,43 @@ class CVAE(Algorithm):
         """Return the share, () float32, of the reconstructions under given labels that the judge reads as these."""
         return (self.judge_logits(self.reconstruct(x, given)).argmax(1) == given).float().mean()
 
+    def see_training_images(self, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Start a map from the principal components of the images' patches."""
+        if isinstance(self.encoder, MapEncoder) and isinstance(self.decoder, MapDecoder):
+            start_from_components(self.encoder, self.decoder, batches())
+
     def explain_weights(self, steps: int, batch_size: int) -> weights.WeightMeaning:
         return self.objective.explain(steps, batch_size, None if self.judge is None else self.hparams.judge_weight)
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and logvar, (B, D) each, of q(z|x, y); without y the image's part alone, which knows no label."""
-        mean, logvar = self.to_posterior(self.encoder(x)).float().chunk(2, dim=1)
+        if self.latent_map is not None:
+            mean, logvar = self.encoder(x)
+        else:
+            mean, logvar = self.to_posterior(self.encoder(x)).float().chunk(2, dim=1)
         if y is None or self.hparams.conditioning == "decoder":
             return mean, logvar
-        label_mean, label_logvar = self.embedding(y).chunk(2, dim=1)
+        label_mean, label_logvar = self.embedded(y).chunk(2, dim=1)
         return mean + label_mean, logvar + label_logvar
 
     def prior(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and logvar, (B, D) each, of p(z|y)."""
         if self.hparams.conditioning == "prior":
-            mean, logvar = self.embedding(y).chunk(2, dim=1)
+            mean, logvar = self.embedded(y).chunk(2, dim=1)
             return mean, logvar
-        standard = torch.zeros(len(y), self.hparams.latent_dim, device=y.device)
+        standard = torch.zeros(len(y), self.latent_size, device=y.device)
         return standard, standard
 
     def raw_decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         """Return the decoder's raw output (B, C, H, W); it sees y with `conditioning: decoder` alone."""
         if self.hparams.conditioning == "decoder":
-            z = torch.cat([z, self.embedding(y)], dim=1)
+            z = torch.cat([z, self.embedded(y)], dim=1)
         return self.decoder(z)
+
+    def embedded(self, y: Tensor | None) -> Tensor:
+        """Return the embeddings of labels (B,), the same at every place of a map: (B, D) or (B, 2 D)."""
+        e = self.embedding(y)
+        return e if self.latent_map is None else e.repeat_interleave(math.prod(self.latent_map[1:]), dim=1)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.posterior(x)[0]

@@ -6,7 +6,7 @@ from the same code; the images of all training environments are one batch.
 
     loss = recon_loss + loss_multiplier_kl * a(step) * KLD_loss + loss_multiplier_y * y_loss
 
-    recon_loss = BCE(decoder(z), x), z ~ q(z|x) = N(mean(x), exp(logvar(x)))
+    recon_loss = -log p(x|z), z ~ q(z|x) = N(mean(x), exp(logvar(x))); the published one is BCE(decoder(z), x)
     KLD_loss   = KL(q(z|x) || N(0, I))
     y_loss     = class_weights[y] * -log softmax(head(z))[y]
     a          = annealing from kl_anneal_start to kl_anneal_end, once or in cycles; 1 in evaluation
@@ -18,20 +18,27 @@ reconstruction and label loss over the batch but averages the KL over batch and 
 KL changes with the batch size; evaluation reports the same per image. The target stays in [0, 1] there too (the
 published code feeds normalised images to the cross-entropy, which today's torch refuses).
 
+With `latent: map` z is a map of `latent_channels` numbers for each patch of the image (`networks.maps`). Its mean is
+what the patch shows plus what the backbone knows of the whole image, which is the same at every place; the head reads
+the mean over places. The published code has a vector, so `paper_compat` has one.
+
 It does not align environments: nothing in the loss knows which camera an image comes from.
 """
 
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm, EncoderHParams, LabelHParams, LabelLoss, build_encoder, concatenate
-from domainbed.algorithms.variational import check_annealing
+from domainbed.algorithms.variational import LatentHParams, LikelihoodHParams, LikelihoodName, check_annealing
 from domainbed.hparams import Field, NonNegativeFloat, PositiveInt, StepCount
 from domainbed.networks.decoders import ConvDecoder, PublishedVAEDGDecoder
+from domainbed.networks.maps import MapDecoder, MapEncoder, start_at_zero, start_from_components
 from domainbed.objectives import gaussian, schedules, weights
-from domainbed.objectives.likelihoods import bernoulli_nll
+from domainbed.objectives.likelihoods import Gaussian, make_likelihood
 from domainbed.registry import ALGORITHMS
 
 HIDDEN = 1024  # width of both fully connected layers, in the paper and its code
@@ -41,10 +48,13 @@ HIDDEN = 1024  # width of both fully connected layers, in the paper and its code
 class VAE_DG(Algorithm):
     """VAE with a timm encoder whose latent code also predicts the label (Chokuwa & Khan 2023)."""
 
-    class HParams(EncoderHParams, LabelHParams):
+    class HParams(EncoderHParams, LabelHParams, LikelihoodHParams, LatentHParams):
         """Options of VAE_DG."""
 
-        latent_dim: PositiveInt = Field(256, description="size M of z")
+        latent_dim: PositiveInt = Field(256, description="latent=vector: size M of z")
+        likelihood: LikelihoodName = Field(
+            "bernoulli", description=LikelihoodHParams.model_fields["likelihood"].description
+        )
         recon_reduction: Literal["mean", "sum"] = Field(
             "mean", description="mean or sum, over pixels for the reconstruction and over dimensions for the KL"
         )
@@ -63,6 +73,8 @@ class VAE_DG(Algorithm):
 
         presets = {
             "paper_compat": {
+                "latent": "vector",
+                "likelihood": "bernoulli",
                 "decoder": "published",
                 "recon_reduction": "sum",
                 "loss_multiplier_kl": 50_000.0,
@@ -78,33 +90,54 @@ class VAE_DG(Algorithm):
             check_annealing(self.kl_anneal_start, self.kl_anneal_end, cycle_length)
             if self.paper_compat and self.recon_reduction != "sum":
                 raise ValueError("paper_compat = true sums over the batch. Leave recon_reduction out, or paper_compat")
+            if self.paper_compat and (self.latent, self.likelihood) != ("vector", "bernoulli"):
+                raise ValueError(
+                    "paper_compat = true has latent = vector and likelihood = bernoulli, as the published code has. "
+                    "Leave latent and likelihood out, or paper_compat"
+                )
+            if self.latent == "map" and self.decoder == "published":
+                raise ValueError("decoder = published draws from a vector. Leave decoder out, or latent = map")
 
         def idle(self) -> dict[str, str]:
             """Return what belongs to another schedule."""
+            of_map = {"decoder": "latent = map"} if self.latent == "map" else {}
             cyclical = {} if self.kl_anneal_cyclical else {"kl_anneal_cycle_length": "kl_anneal_cyclical = false"}
-            return super().idle() | cyclical
+            return super().idle() | cyclical | of_map
 
     needs_labels = True
+    shared_in_evaluation = ("encoder", "patches")
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        latent_dim = self.hparams.latent_dim
-        self.encoder = build_encoder(self.hparams, input_shape)
+        h = self.hparams
+        self.latent_map: tuple[int, int, int] | None = None
+        self.patches: MapEncoder | None = None
+        self.encoder = build_encoder(h, input_shape)
+        if h.latent == "map":
+            self.patches = MapEncoder(input_shape, h.latent_channels, h.latent_halvings)
+            self.latent_map = self.patches.shape
+        self.latent_size: int = math.prod(self.latent_map or (h.latent_dim,))  # M
         self.to_posterior = nn.Sequential(
             nn.Linear(self.encoder.num_features, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(),
             nn.Linear(HIDDEN, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(),
-            nn.Linear(HIDDEN, 2 * latent_dim),
+            nn.Linear(HIDDEN, h.latent_channels if self.latent_map else 2 * h.latent_dim),
         )  # fmt: skip
-        if self.hparams.decoder == "published":
-            self.decoder: nn.Module = PublishedVAEDGDecoder(latent_dim, input_shape, HIDDEN)
+        if self.latent_map:
+            start_at_zero(self.to_posterior[-1])
+            self.decoder: nn.Module = MapDecoder(input_shape, h.latent_channels, h.latent_halvings)
+            self.head: nn.Module = nn.Linear(h.latent_channels, num_classes)
         else:
-            self.decoder = ConvDecoder(latent_dim, input_shape, (HIDDEN, HIDDEN))
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(latent_dim, num_classes))
+            if h.decoder == "published":
+                self.decoder = PublishedVAEDGDecoder(h.latent_dim, input_shape, HIDDEN)
+            else:
+                self.decoder = ConvDecoder(h.latent_dim, input_shape, (HIDDEN, HIDDEN))
+            self.head = nn.Sequential(nn.ReLU(), nn.Linear(h.latent_dim, num_classes))
+        self.likelihood = make_likelihood(h.likelihood, h.sigma)
         self.label_loss = LabelLoss(num_classes, self.hparams.class_weights)
 
     @property
     def batch_coupled(self) -> bool:
-        return self.hparams.paper_compat
+        return bool(self.hparams.paper_compat or self.likelihood.batch_coupled)
 
     def set_class_counts(self, counts: Tensor) -> None:
         self.label_loss.set_class_counts(counts)
@@ -113,9 +146,9 @@ class VAE_DG(Algorithm):
         x, y = concatenate(minibatches)  # (B, C, H, W) in [0, 1], (B,)
         mean, logvar = self.posterior(x)  # (B, M) each
         z = gaussian.sample(mean, logvar)  # (B, M)
-        recon_nats = bernoulli_nll(self.decoder(z), x)  # (B,)
+        recon_nats = self.likelihood(self.decoder(z), x)  # (B,)
         kl_nats = gaussian.kl_to_standard_normal(mean, logvar).sum(1)  # (B,)
-        label = self.label_loss(self.head(z), y)  # (B,)
+        label = self.label_loss(self.logits(z), y)  # (B,)
         annealing = self.annealing()
         kl_weight = self.hparams.loss_multiplier_kl * annealing
         if self.hparams.paper_compat and self.training:
@@ -155,29 +188,44 @@ class VAE_DG(Algorithm):
         return weights.describe(
             "batch_sum" if self.hparams.paper_compat else self.hparams.recon_reduction,
             num_values=self.input_shape[0] * self.input_shape[1] * self.input_shape[2],
-            num_latents=self.hparams.latent_dim,
+            num_latents=self.latent_size,
             kl_weight=self.hparams.loss_multiplier_kl,
             label_weight=self.hparams.loss_multiplier_y,
             batch_size=batch_size,
             annealing_mean=schedules.mean_over(schedule[:-1]),
             annealing_reached=schedule.max().item(),
+            sigma=self.likelihood.sigma if isinstance(self.likelihood, Gaussian) else None,
+            latent_map=self.latent_map,
         )
 
+    def see_training_images(self, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Start a map from the principal components of the images' patches."""
+        if self.patches is not None and isinstance(self.decoder, MapDecoder):
+            start_from_components(self.patches, self.decoder, batches())
+
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, logvar = self.to_posterior(self.encoder(x)).float().chunk(2, dim=1)
-        return mean, logvar
+        known = self.to_posterior(self.encoder(x)).float()  # (B, 2 M), or (B, c) for a map
+        if self.patches is None or self.latent_map is None:
+            mean, logvar = known.chunk(2, dim=1)
+            return mean, logvar
+        mean, logvar = self.patches(x)
+        return mean + known.repeat_interleave(math.prod(self.latent_map[1:]), dim=1), logvar
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Return class logits (B, K) for codes (B, M); those of a map are read from the mean over its places."""
+        return self.head(z if self.latent_map is None else z.unflatten(1, self.latent_map).mean((2, 3)))
 
     def encode(self, x: Tensor) -> Tensor:
         return self.posterior(x)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        return torch.sigmoid(self.decoder(z).float())
+        return self.likelihood.mean(self.decoder(z))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
 
     def predict(self, x: Tensor) -> Tensor:
-        return self.head(self.encode(x))
+        return self.logits(self.encode(x))
 
     def sample(self, n: int) -> Tensor:
-        return self.decode(torch.randn(n, self.hparams.latent_dim, device=self.step.device))
+        return self.decode(torch.randn(n, self.latent_size, device=self.step.device))

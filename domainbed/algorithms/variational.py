@@ -22,22 +22,41 @@ from domainbed.hparams import Field, NonNegativeFloat, PositiveFloat, PositiveIn
 from domainbed.objectives import gaussian, schedules, weights
 from domainbed.objectives.likelihoods import SCALED, Gaussian, make_likelihood
 
+LikelihoodName = Literal["bernoulli", "continuous_bernoulli", "gaussian", "sigma_vae", "log_cosh", "laplace"]
+
 
 class LikelihoodHParams(Algorithm.HParams):
     """Options of algorithms whose reconstruction term is a likelihood."""
 
-    likelihood: Literal["bernoulli", "continuous_bernoulli", "gaussian", "sigma_vae", "log_cosh"] = Field(
+    likelihood: LikelihoodName = Field(
         "sigma_vae", description="p(x|z): its negative logarithm is the reconstruction term"
     )
-    sigma: PositiveFloat = Field(1.0, description="scale of likelihood gaussian and log_cosh, for images in [0, 1]")
+    sigma: PositiveFloat = Field(
+        1.0, description="scale of likelihood gaussian, log_cosh and laplace, for images in [0, 1]"
+    )
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
         if self.likelihood not in SCALED and self.sigma != type(self).model_fields["sigma"].default:
             raise ValueError(
-                f"sigma = {self.sigma:g} is the scale of likelihood = {' and '.join(SCALED)}, but this run has "
+                f"sigma = {self.sigma:g} is the scale of likelihood = {', '.join(SCALED)}, but this run has "
                 f"likelihood = {self.likelihood}. Leave sigma out, or choose one of those"
             )
+
+
+class LatentHParams(Algorithm.HParams):
+    """Options of algorithms whose code is a vector or a map."""
+
+    latent: Literal["vector", "map"] = Field(
+        "vector", description="vector: latent_dim numbers an image; map: latent_channels numbers for each patch of it"
+    )
+    latent_halvings: PositiveInt = Field(3, description="latent=map: a patch has a side of 2^latent_halvings px")
+    latent_channels: PositiveInt = Field(16, description="latent=map: numbers for each patch")
+
+    def idle(self) -> dict[str, str]:
+        """Return what belongs to the other kind of code."""
+        keys = ("latent_halvings", "latent_channels") if self.latent == "vector" else ("latent_dim",)
+        return super().idle() | dict.fromkeys(keys, f"latent = {self.latent}")
 
 
 class VAEHParams(LikelihoodHParams):
@@ -95,15 +114,22 @@ class VariationalObjective(nn.Module):
         hparams: the options.
         input_shape: (C, H, W) of the images.
         num_latents: M, latent dimensions of all levels together.
+        latent_map: (c, h, w) of a code that is a map.
 
     Attributes:
         likelihood: p(x|z), also for `likelihood.mean(output)`, the reconstruction.
         batch_coupled: whether a term depends on which images share the batch.
     """
 
-    def __init__(self, hparams: VAEHParams, input_shape: tuple[int, int, int], num_latents: int) -> None:
+    def __init__(
+        self,
+        hparams: VAEHParams,
+        input_shape: tuple[int, int, int],
+        num_latents: int,
+        latent_map: tuple[int, int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.hparams, self.num_latents = hparams, num_latents
+        self.hparams, self.num_latents, self.latent_map = hparams, num_latents, latent_map
         self.num_values = input_shape[0] * input_shape[1] * input_shape[2]
         self.likelihood = make_likelihood(hparams.likelihood, hparams.sigma)
         self.batch_coupled = bool(self.likelihood.batch_coupled or hparams.free_bits or hparams.kl_anneal == "capacity")
@@ -159,4 +185,5 @@ class VariationalObjective(nn.Module):
             annealing_reached=schedule.max().item(),
             capacity=h.capacity if h.kl_anneal == "capacity" else None,
             sigma=self.likelihood.sigma if isinstance(self.likelihood, Gaussian) else None,
+            latent_map=self.latent_map,
         )

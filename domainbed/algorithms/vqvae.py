@@ -28,7 +28,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from domainbed.algorithms.base import Algorithm, concatenate
-from domainbed.algorithms.variational import LikelihoodHParams
+from domainbed.algorithms.variational import LikelihoodHParams, LikelihoodName
 from domainbed.hparams import Field, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from domainbed.networks.quantizer import GridDecoder, GridEncoder, VectorQuantizer
 from domainbed.objectives import rows
@@ -56,7 +56,7 @@ class VQVAE(Algorithm):
         restart_below: PositiveFloat = Field(
             0.03, description="share of the mean use below which a code is put onto a vector of the batch"
         )
-        likelihood: Literal["bernoulli", "continuous_bernoulli", "gaussian", "sigma_vae", "log_cosh"] = Field(
+        likelihood: LikelihoodName = Field(
             "gaussian", description=LikelihoodHParams.model_fields["likelihood"].description
         )
         sigma: PositiveFloat = Field(SIGMA, description=LikelihoodHParams.model_fields["sigma"].description)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domainbed.algorithms.base import Hierarchical, LabelConditioned, Posterior
+from domainbed.algorithms.base import Hierarchical, LabelConditioned, Posterior, map_of
 from domainbed.analysis.opened import OpenedRun
 from domainbed.errors import UserError
 from domainbed.evaluator import NOISE_SEED
@@ -41,6 +41,7 @@ class Posteriors:
         prior_mean, prior_logvar: (N, D) of p(z|y), zeros where the model is told no labels.
         latent_dims: D_1, …, D_L, the lowest level first; a single one for most.
         image_level: index of the level that is drawn from the image alone.
+        latent_map: (c, h, w) of a code that is a map, D = c h w; None for a vector.
     """
 
     mean: Tensor
@@ -50,6 +51,7 @@ class Posteriors:
     prior_logvar: Tensor
     latent_dims: list[int]
     image_level: int
+    latent_map: tuple[int, int, int] | None = None
 
     @property
     def levels(self) -> list[slice]:
@@ -70,10 +72,21 @@ class Posteriors:
 
 @dataclass
 class Codes:
-    """Codes (N, D) float32 of N images; their posteriors where the model has any."""
+    """Codes (N, D) float32 of N images; their posteriors where the model has any; (c, h, w) where they are maps."""
 
     code: Tensor
     posterior: Posteriors | None
+    latent_map: tuple[int, int, int] | None = None
+
+    @property
+    def pooled(self) -> Tensor:
+        """The mean of each channel over the places of a map, (N, c); a vector as it is."""
+        return pool(self.code, self.latent_map)
+
+
+def pool(code: Tensor, latent_map: tuple[int, int, int] | None) -> Tensor:
+    """Return the mean over places (N, c) of maps (N, c h w); vectors as they are."""
+    return code if latent_map is None else code.unflatten(1, latent_map).mean((2, 3))
 
 
 def read(run: OpenedRun, rows: np.ndarray) -> Codes:
@@ -108,11 +121,12 @@ def read(run: OpenedRun, rows: np.ndarray) -> Codes:
             "some codes are not finite: nothing can be said of them. Try --precision float32, or another --checkpoint"
         )
     if not with_posterior:
-        return Codes(code, None)
+        return Codes(code, None, map_of(algorithm))
     dims = algorithm.latent_dims if isinstance(algorithm, Hierarchical) else [code.shape[1]]
     image_level = algorithm.image_level if isinstance(algorithm, Hierarchical) else 0
     doubles = {name: value.double() for name, value in found.items()}
-    return Codes(code, Posteriors(**doubles, latent_dims=list(dims), image_level=image_level))
+    posterior = Posteriors(**doubles, latent_dims=list(dims), image_level=image_level, latent_map=map_of(algorithm))
+    return Codes(code, posterior, map_of(algorithm))
 
 
 def information(posterior: Posteriors) -> dict[str, Any]:
@@ -124,6 +138,8 @@ def information(posterior: Posteriors) -> dict[str, Any]:
 
     Returns:
         kl_nats: mean over images of the sum over dimensions. kl_per_dimension_nats: D means.
+        map: None, or channels, height and width of a map with kl_per_channel_nats (c, summed over places) and
+            kl_per_place_nats (h x w, summed over channels).
         active_units, dimensions: counts. levels: the same for each level, the lowest first, and whether it is dead.
         mutual_information_nats: of the image and the level that is drawn from it alone (`mutual_information_level`,
             from 1); where that is the lowest of several, it is that of the image and all levels.
@@ -147,6 +163,7 @@ def information(posterior: Posteriors) -> dict[str, Any]:
     return {
         "kl_nats": kl.sum().item(),
         "kl_per_dimension_nats": kl.tolist(),
+        "map": None if posterior.latent_map is None else kl_of_map(kl, posterior.latent_map),
         "dimensions": len(kl),
         "active_units": int(active.sum()),
         "levels": levels,
@@ -155,6 +172,16 @@ def information(posterior: Posteriors) -> dict[str, Any]:
         "mutual_information_bound_nats": math.log(len(posterior.mean)),
         "marginal_kl_nats": kl[columns].sum().item() - mutual if is_last and posterior.prior_is_standard else None,
     }
+
+
+def kl_of_map(kl: Tensor, latent_map: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the KL (c h w,) of a map by channel and by place, as `information` describes it."""
+    channels, height, width = latent_map
+    by_place = kl.unflatten(0, latent_map)
+    return {
+        "channels": channels, "height": height, "width": width,
+        "kl_per_channel_nats": by_place.sum((1, 2)).tolist(), "kl_per_place_nats": by_place.sum(0).tolist(),
+    }  # fmt: skip
 
 
 def mutual_information(mean: Tensor, logvar: Tensor) -> float:

@@ -18,12 +18,13 @@ _OF_LABELS = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "kappa")
 _RECONSTRUCTION, _UNIT = ("likelihood", "sigma", "loss"), ("recon_reduction", "paper_compat")
 #: Settings that change a model or its way there, and never what `total_loss` of given answers is.
 _NOT_OF_THE_LOSS = {
-    *Algorithm.HParams.model_fields, "model", "pretrained", "freeze_bn", "latent_dim", "latent_dims", "mode",
+    *Algorithm.HParams.model_fields, "model", "pretrained", "freeze_bn", "latent", "latent_dim", "latent_dims",
+    "latent_halvings", "latent_channels", "mode",
     "encoder_hidden_dims", "stride", "decoder", "kl_anneal_start", "kl_anneal_end", "kl_anneal_cyclical",
     "kl_anneal_cycle_length",
 }  # fmt: skip
 #: Likelihoods that are densities of values in [0, 1]; `bernoulli` is none.
-_DENSITIES = ("continuous_bernoulli", "gaussian", "sigma_vae", "log_cosh")
+_DENSITIES = ("continuous_bernoulli", "gaussian", "sigma_vae", "log_cosh", "laplace")
 #: Settings of a run, beside its algorithm's and its data set's, that can move a figure.
 _OF_THE_RUN = ("algorithm", "subset_size", "holdout_fraction", "trial_seed", "steps", "select_by", "precision")
 

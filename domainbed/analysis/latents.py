@@ -99,9 +99,16 @@ def analyse(
     codes = reading.read(run, rows)
     if codes.posterior is not None:
         found["posterior"] = reading.information(codes.posterior)
-        draw_kl(run, found, codes.posterior, folder)
+        draw = draw_kl if codes.latent_map is None else draw_kl_of_map
+        draw(run, found, codes.posterior, folder)
     found["code_dimensions"] = codes.code.shape[1]
-    scaled = scale(codes.code)
+    if codes.latent_map is not None:
+        channels, height, width = codes.latent_map
+        found["notes"].append(
+            f"the code is a map of {channels} channels at {height} x {width} places: class, environment, variance and "
+            f"the maps are of its mean over places, {channels} numbers an image"
+        )
+    scaled = scale(codes.pooled)
     if scaled is None:
         found["notes"].append("the code is the same for every image: no map, no neighbours, no probe")
         return found | {"findings": findings(found)}
@@ -430,6 +437,34 @@ def draw_kl(run: OpenedRun, found: dict[str, Any], posterior: reading.Posteriors
             "caption": f"{figures['active_units']} of {figures['dimensions']} dimensions are active (variance of the "
             f"posterior mean over images above {reading.ACTIVE_VARIANCE:g}); together they hold "
             f"{figures['kl_nats']:.3g} nats. An inactive dimension is noise to the decoder.",
+        }
+    )
+
+
+def draw_kl_of_map(run: OpenedRun, found: dict[str, Any], posterior: reading.Posteriors, folder: Path) -> None:
+    """Draw the KL of a map's channels, sorted, and of its places."""
+    figures = found["posterior"]["map"]
+    channels = np.sort(figures["kl_per_channel_nats"])[::-1]
+    places = np.array(figures["kl_per_place_nats"])
+    figure, axes = plots.new_figure(9.6, 3.6, 1, 2)
+    bars, picture = np.asarray(axes).ravel()
+    bars.bar(np.arange(1, len(channels) + 1), channels, color=plots.colour(0))
+    bars.set_xlabel("channels, sorted by their KL")
+    bars.set_ylabel("KL (nats, mean over images)")
+    bars.set_title(f"by channel: {channels.sum():,.0f} nats in {len(channels)} channels")
+    drawn = picture.imshow(places, cmap=plots.SEQUENTIAL)
+    picture.grid(False)
+    picture.set_title(f"by place: {figures['height']} x {figures['width']}")
+    figure.colorbar(drawn, ax=picture, label="nats, all channels")
+    figure.suptitle(f"KL from the prior · {run.title}", fontsize=9)
+    plots.save(figure, folder / "kl.png")
+    bits = found["posterior"]["kl_nats"] / math.log(2)
+    found["pictures"].append(
+        {
+            "file": "kl.png",
+            "title": "KL of the map of latents from its prior",
+            "caption": f"Left each channel, summed over places; right each place, summed over channels: where the code "
+            f"spends its {bits:,.0f} bits an image. Places range from {places.min():.3g} to {places.max():.3g} nats.",
         }
     )
 

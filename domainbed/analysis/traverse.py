@@ -6,6 +6,7 @@
 What the codes tell of images is in `latents`.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,10 +67,11 @@ def analyse(
 
     Returns:
         images: whose codes give mean and sigma. active_units: of `codes`, None without a posterior.
-        dimensions: for each of those traversed dimension (from 0, in the code), level (from 1, None without levels),
-            kl_nats (None without a posterior), mean and sigma over images, image_change (mean absolute difference in
-            [0, 1] of the two ends, over pixels and the images shown; None where nothing is decoded), and with known
-            factors factor (None where none is followed), share (of its entropy) and spearman.
+        code_map: (c, h, w) of a map, whose dimensions are its channels' means over places; None for a vector.
+        dimensions: for each of those traversed dimension (from 0, in the code), name, level (from 1, None without
+            levels), kl_nats (None without a posterior), mean and sigma over images, image_change (mean absolute
+            difference in [0, 1] of the two ends, over pixels and the images shown; None where nothing is decoded), and
+            with known factors factor (None where none is followed), share (of its entropy) and spearman.
         largest_change: of any pixel by any of them. label_change, largest_label_change: by the label, likewise; only
             where something is decoded, and where labels are told.
         factors: of `follow`, None without known factors. mixture: components and covariance, None without one.
@@ -91,7 +93,7 @@ def analyse(
         )
     found: dict[str, Any] = {
         **run.about,
-        "images_of": images, "images": 0, "active_units": None, "dimensions": [], "factors": None,
+        "images_of": images, "images": 0, "code_map": None, "active_units": None, "dimensions": [], "factors": None,
         "mixture": None, "findings": [], "notes": [], "pictures": [],
     }  # fmt: skip
     chosen = run.rows(images, PER_ENVIRONMENT)
@@ -99,6 +101,7 @@ def analyse(
         rows = np.concatenate([*chosen.values()])
         space = CodeSpace(run, rows)
         found |= {"images": len(rows), "active_units": space.active_units, "dimensions": space.describe(dimensions)}
+        found["code_map"] = space.latent_map
         if decodes:
             for row in anchors(run, chosen, num_images):
                 traverse(run, found, space, row, folder)
@@ -124,24 +127,39 @@ class CodeSpace:
 
     Attributes:
         codes: (N, D) that are decoded; for a model that is told labels, under their own.
-        unlabelled: (N, D), the same without labels. active_units: None without a posterior.
-        mean, sigma: (D,) of the aggregate: of the codes, with a posterior of the mixture of all posteriors.
-        kl: (D,) nats, None without a posterior.
-        levels: columns of each level; one for a plain code.
+        latent_map: (c, h, w) of a map, D = c h w. What is called a dimension here is then a channel's mean over places,
+            P = c; otherwise it is a column of the code, P = D.
+        unlabelled: (N, P), without labels. active_units: None without a posterior.
+        mean, sigma: (P,) of the aggregate: of the codes, with a posterior of the mixture of all posteriors.
+        kl: (P,) nats, None without a posterior; of a channel that of all its places.
+        levels: dimensions of each level; one for a plain code.
     """
 
     def __init__(self, run: OpenedRun, rows: np.ndarray) -> None:
         found = reading.read(run, rows)
         posterior = found.posterior
-        self.unlabelled = found.code
+        self.latent_map = found.latent_map
+        self.places = 1 if found.latent_map is None else math.prod(found.latent_map[1:])
+        self.unlabelled = found.pooled
         self.codes = found.code if posterior is None else posterior.mean.float()
         self.active_units = None if posterior is None else int(posterior.active.sum())
-        variance = self.codes.double().var(0, correction=0)
-        if posterior is not None:
-            variance = variance + posterior.logvar.exp().mean(0)
-        self.mean, self.sigma = self.codes.double().mean(0), variance.sqrt()
-        self.kl = None if posterior is None else posterior.kl.mean(0)
-        self.levels = [slice(0, self.codes.shape[1])] if posterior is None else posterior.levels
+        values = self.pool(self.codes.double())  # (N, P)
+        variance = values.var(0, correction=0)
+        if posterior is not None:  # places are independent given the image
+            variance = variance + self.pool(posterior.logvar.exp()).mean(0) / self.places
+        self.mean, self.sigma = values.mean(0), variance.sqrt()
+        self.kl = None if posterior is None else self.pool(posterior.kl).mean(0) * self.places
+        self.levels = [slice(0, values.shape[1])]
+        if posterior is not None and self.latent_map is None:
+            self.levels = posterior.levels
+
+    def pool(self, code: Tensor) -> Tensor:
+        """Return the dimensions (N, P) of codes (N, D)."""
+        return reading.pool(code, self.latent_map)
+
+    def columns(self, dimensions: slice) -> slice:
+        """Return the columns of a code that hold some dimensions."""
+        return slice(dimensions.start * self.places, dimensions.stop * self.places)
 
     def describe(self, count: int) -> list[dict[str, Any]]:
         """Return the figures of the `count` most important dimensions of each level, the most important first."""
@@ -153,6 +171,7 @@ class CodeSpace:
                 described.append(
                     {
                         "dimension": dimension,
+                        "name": f"{'z_' if self.latent_map is None else 'channel '}{dimension}",
                         "level": number if len(self.levels) > 1 else None,
                         "kl_nats": None if self.kl is None else self.kl[dimension].item(),
                         "mean": self.mean[dimension].item(),
@@ -208,14 +227,17 @@ def traverse(run: OpenedRun, found: dict[str, Any], space: CodeSpace, row: int, 
     code = own_code(run, row)
     label = int(run.images.labels[row])
     x = run.pixels(np.array([row]))
-    for number, columns in enumerate(space.levels, start=1):
+    for number, dimensions in enumerate(space.levels, start=1):
+        columns = space.columns(dimensions)
         described = [one for one in found["dimensions"] if one["level"] in (None, number)]
         is_level = isinstance(run.algorithm, Hierarchical) and number > 1
         z = code[columns].repeat(len(described) * len(STEPS_SIGMA) + 1, 1)  # the last one as the image has it
         for index, one in enumerate(described):
             at = slice(index * len(STEPS_SIGMA), (index + 1) * len(STEPS_SIGMA))
             values = one["mean"] + torch.tensor(STEPS_SIGMA) * one["sigma"]
-            z[at, one["dimension"] - columns.start] = values.float()
+            own = space.columns(slice(one["dimension"], one["dimension"] + 1))
+            inside = slice(own.start - columns.start, own.stop - columns.start)
+            z[at, inside] += (values.float() - code[own].mean())[:, None]  # a channel moves alike at every place
         if is_level:
             drawn = decode(run, z, level=number - 1)
         else:  # the lowest level is followed by the others in a code, which change nothing
@@ -230,7 +252,7 @@ def traverse(run: OpenedRun, found: dict[str, Any], space: CodeSpace, row: int, 
             one.setdefault("changes", []).append(difference[index].mean().item())
             head = x if index == 0 else drawn[-1:] if index == 1 else torch.ones_like(x)
             kl = "" if one["kl_nats"] is None else f" · {one['kl_nats']:.2f} nats"
-            tiles[f"z_{one['dimension']}{kl}"] = torch.cat([head, each[index], where[index, None]])
+            tiles[f"{one['name']}{kl}"] = torch.cat([head, each[index], where[index, None]])
         name = f"traversal_{run.images.names[row]}" + (f"_level_{number}" if len(space.levels) > 1 else "")
         file = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name) + ".png"
         of_level = f" of level {number}" if len(space.levels) > 1 else ""
@@ -238,14 +260,15 @@ def traverse(run: OpenedRun, found: dict[str, Any], space: CodeSpace, row: int, 
         title = f"{run.title} · {name_of(run, row)} · left the image, above what its code{of_level} draws"
         plots.save_image(reconstructions.sheet(tiles, ["", *steps, "where"], title), folder / file)
         below = " Levels below follow by the mean of their prior; those above change nothing." if is_level else ""
+        moved = "one dimension" if space.latent_map is None else "one channel, at every place alike,"
         strongest = max(described, key=lambda one: one["changes"][-1])
         found["pictures"].append(
             {
                 "file": file,
                 "title": f"Dimensions{of_level} from -3 to 3 sigma, around an image of {name_of(run, row)}",
-                "caption": "Each row moves one dimension through the range that codes of these images have, the others "
+                "caption": f"Each row moves {moved} through the range that codes of these images have, the others "
                 "stay as the image has them; the last column is where its ends differ, white being the largest "
-                f"difference in the picture.{below} z_{strongest['dimension']} changes the image most: "
+                f"difference in the picture.{below} {strongest['name']} changes the image most: "
                 f"{strongest['changes'][-1]:.3f} of the grey range, mean over pixels.",
             }
         )
@@ -502,7 +525,7 @@ def add_factors(
     picture = panel.imshow(matrix, cmap=plots.SEQUENTIAL, vmin=0, vmax=max(0.1, matrix.max()), aspect="auto")
     panel.grid(False)
     panel.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=45, ha="right")
-    panel.set_yticks(range(len(shown)), [f"z_{one['dimension']}" for one in shown])
+    panel.set_yticks(range(len(shown)), [one["name"] for one in shown])
     for (row, column), value in np.ndenumerate(matrix):
         if value >= 0.05:
             dark = value < 0.6 * max(0.1, matrix.max())
@@ -520,7 +543,7 @@ def add_factors(
             "file": "factors.png",
             "title": "Which known factor each dimension follows",
             "caption": f"Mutual information of dimension and factor, as a share of what is to be known of the factor: "
-            f"z_{top['dimension']} tells {top['share']:.0%} of {(top['factor'] or 'none').replace('_', ' ')}.{mig}",
+            f"{top['name']} tells {top['share']:.0%} of {(top['factor'] or 'none').replace('_', ' ')}.{mig}",
         }
     )
 

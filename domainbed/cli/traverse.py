@@ -45,14 +45,13 @@ def table(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"mean and sigma of {found['images']} images ({found['images_of']}), checkpoint {found['checkpoint']}:"
         )
-        head = "dimension  level  KL (nats)   sigma  image change"
+        head = " dimension  level  KL (nats)   sigma  image change"
         lines.append(head + ("  follows" if with_factors else ""))
         for one in found["dimensions"]:
             level = "–" if one["level"] is None else str(one["level"])
             kl = "–" if one["kl_nats"] is None else f"{one['kl_nats']:.3f}"
             change = "–" if one["image_change"] is None else f"{one['image_change']:.4f}"
-            name = f"z_{one['dimension']}"
-            line = f"{name:>9}  {level:>5}  {kl:>9}  {one['sigma']:>6.3f}  {change:>12}"
+            line = f"{one['name']:>10}  {level:>5}  {kl:>9}  {one['sigma']:>6.3f}  {change:>12}"
             if with_factors and one["factor"]:
                 rank = "" if one["spearman"] is None else f", Spearman {one['spearman']:+.2f}"
                 line += f"  {one['factor']} ({one['share']:.0%} of its entropy{rank})"

@@ -32,6 +32,7 @@ class WeightMeaning:
         implied_sigma: of a Gaussian likelihood with beta = 1 and the same minimum; None for other likelihoods.
         capacity: C after annealing, in nats, None without one; kl_weight and beta are then those of |KL - C|.
         capacity_reached: the largest C of this run.
+        latent_map: (c, h, w) of a code that is a map, M = c h w; None for a vector.
     """
 
     reduction: str
@@ -47,6 +48,7 @@ class WeightMeaning:
     implied_sigma: float | None = None
     capacity: float | None = None
     capacity_reached: float | None = None
+    latent_map: tuple[int, int, int] | None = None
 
     def as_dict(self) -> dict[str, float | int | str | None]:
         """The attributes by name, for the records."""
@@ -55,6 +57,9 @@ class WeightMeaning:
     def lines(self) -> list[str]:
         """The same in sentences."""
         size, latents = f"{self.num_values:,} values of an image", f"{self.num_latents:,} latent dimensions"
+        if self.latent_map is not None:
+            channels, height, width = self.latent_map
+            latents += f": {channels} channels at {height} x {width} places"
         lines = [f"What the KL weight means: the loss takes {self.reduction} ({size}, {latents})."]
         if self.capacity is None:
             lines.append(
@@ -107,6 +112,7 @@ def describe(
     label_weight: float | None = None,
     sigma: float | None = None,
     capacity: float | None = None,
+    latent_map: tuple[int, int, int] | None = None,
 ) -> WeightMeaning:
     """Translate the weights of a loss.
 
@@ -120,6 +126,7 @@ def describe(
         label_weight: as given; None where the loss has no label term.
         sigma: of a Gaussian likelihood, fixed; None for another.
         capacity: in nats; None where the KL itself is weighed. Annealing is then of the capacity, not of the weight.
+        latent_map: (c, h, w) of a code that is a map.
     """
     if reduction == "mean":
         beta, label_factor, words = kl_weight * num_values / num_latents, num_values, "means"
@@ -145,4 +152,5 @@ def describe(
         implied_sigma=sigma * math.sqrt(beta) if sigma is not None and weighed else None,
         capacity=capacity,
         capacity_reached=None if capacity is None else capacity * annealing_reached,
+        latent_map=latent_map,
     )

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
-from torch.distributions import Bernoulli, ContinuousBernoulli, Normal, kl_divergence
+from torch.distributions import Bernoulli, ContinuousBernoulli, Laplace, Normal, kl_divergence
 
 from domainbed.algorithms.vae import VAE
 from domainbed.algorithms.variational import VAEHParams
-from domainbed.objectives.likelihoods import LIKELIHOODS
+from domainbed.objectives.likelihoods import LIKELIHOODS, SCALED
 from domainbed.testing import NoNoise, build, check_algorithm, minibatches
 
 SHAPE, LATENT = (3, 16, 16), 8
@@ -20,6 +20,7 @@ FORMS = [
     {"likelihood": "gaussian", "sigma": 0.1, "recon_reduction": "mean", "beta": 0.01},
     {"likelihood": "sigma_vae", "free_bits": 0.5},
     {"likelihood": "log_cosh", "sigma": 0.1, "kl_anneal": "capacity", "kl_anneal_end": 30, "gamma": 10.0},
+    {"likelihood": "laplace", "sigma": 0.05, "latent": "map", "latent_channels": 6, "latent_halvings": 2},
 ]
 
 
@@ -45,7 +46,7 @@ def test_every_likelihood_can_be_chosen():
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_the_loss_is_the_negative_elbo_of_torch_distributions(name):
-    algorithm = tiny(likelihood=name, **({"sigma": 0.2} if name in ("gaussian", "log_cosh") else {}))
+    algorithm = tiny(likelihood=name, **({"sigma": 0.2} if name in SCALED else {}))
     x = torch.cat([images for images, _ in minibatches(SHAPE)])
     terms = losses(algorithm)
     with torch.no_grad():
@@ -59,6 +60,7 @@ def test_the_loss_is_the_negative_elbo_of_torch_distributions(name):
             "continuous_bernoulli": lambda: ContinuousBernoulli(logits=output).log_prob(x),
             "gaussian": lambda: Normal(p, 0.2).log_prob(x),
             "sigma_vae": lambda: Normal(p, (p - x).square().mean().sqrt()).log_prob(x),
+            "laplace": lambda: Laplace(p, 0.2).log_prob(x),
             "log_cosh": lambda: -((x - p) / 0.2).cosh().log() - math.log(math.pi * 0.2),
         }[name]()
         kl = kl_divergence(posterior, Normal(0.0, 1.0)).sum(1).mean()
@@ -178,7 +180,7 @@ def test_a_reconstruction_is_the_mean_of_the_likelihood_at_the_mean_of_the_poste
             {"kl_anneal": "cyclical", "kl_anneal_end": 20, "kl_anneal_cycle_length": 10},
             "kl_anneal_end = 20 lies behind the end of a cycle",
         ),
-        ({"likelihood": "bernoulli", "sigma": 0.1}, "sigma = 0.1 is the scale of likelihood = gaussian and log_cosh"),
+        ({"likelihood": "bernoulli", "sigma": 0.1}, "sigma = 0.1 is the scale of likelihood = gaussian, log_cosh"),
         ({"kl_anneal": "capacity", "beta": 2.0}, "Leave beta and free_bits out"),
         ({"kl_anneal": "capacity", "free_bits": 0.1}, "Leave beta and free_bits out"),
     ],

@@ -147,5 +147,5 @@ def test_it_learns_the_images_of_one_batch_and_uses_its_codebook() -> None:
 
 
 def test_a_sigma_without_a_use_is_refused() -> None:
-    with pytest.raises(ValueError, match="sigma = 0.5 is the scale of likelihood = gaussian and log_cosh"):
+    with pytest.raises(ValueError, match="sigma = 0.5 is the scale of likelihood = gaussian, log_cosh"):
         VQVAE.HParams(likelihood="bernoulli", sigma=0.5)

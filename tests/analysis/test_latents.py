@@ -269,3 +269,16 @@ def test_codes_that_are_not_finite_are_not_taken_for_equal_ones(tmp_path: Path) 
 def test_two_images_have_no_map_and_it_is_said(tmp_path: Path) -> None:
     found = latents.analyse(in_memory.opened(build(AE, latent_dim=4)), tmp_path, per_environment=1)
     assert found["images"] == 2 and found["maps"] == {} and any("no maps" in note for note in found["notes"])
+
+
+def test_a_map_is_read_by_its_mean_over_places_and_its_kl_by_channel_and_place(tmp_path: Path) -> None:
+    run = in_memory.opened(build(VAE, latent="map", latent_channels=3, latent_halvings=2))
+    found = latents.analyse(run, tmp_path, maps=("pca",))
+    assert found["code_dimensions"] == 3 * 64
+    figures = found["posterior"]["map"]
+    kl = np.array(found["posterior"]["kl_per_dimension_nats"]).reshape(3, 8, 8)
+    np.testing.assert_allclose(figures["kl_per_channel_nats"], kl.sum((1, 2)))
+    np.testing.assert_allclose(figures["kl_per_place_nats"], kl.sum(0))
+    assert len(found["pca"]["explained_variance_ratio"]) == 3
+    assert any("a map of 3 channels at 8 x 8 places" in note for note in found["notes"])
+    assert (tmp_path / "kl.png").is_file()

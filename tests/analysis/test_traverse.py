@@ -259,3 +259,27 @@ def test_a_label_that_is_told_is_no_factor_that_the_code_follows(tmp_path: Path)
     found = {"dimensions": space.describe(4), "pictures": []}
     traverse.add_factors(run, found, space, labels, tmp_path)
     assert np.max(found["factors"]["share"]) < 0.2
+
+
+def test_a_channel_of_a_map_moves_at_every_place_by_the_range_of_its_mean(tmp_path: Path) -> None:
+    run = in_memory.opened(build(VAE, latent="map", latent_channels=3, latent_halvings=2))
+    shown = []
+
+    def decode(z: torch.Tensor) -> torch.Tensor:
+        shown.append(z.clone())
+        return torch.sigmoid(z[:, 64:128].mean(1))[:, None, None, None].expand(-1, 3, 32, 32)
+
+    run.algorithm.decode = decode
+    found = traverse.analyse(run, tmp_path, images="all", dimensions=3, components=2)
+    assert found["code_map"] == (3, 8, 8) and {one["dimension"] for one in found["dimensions"]} == {0, 1, 2}
+    by_dimension = {one["dimension"]: one for one in found["dimensions"]}
+    space = traverse.CodeSpace(run, np.arange(72))
+    pooled = space.codes.reshape(72, 3, 64).mean(2).numpy()
+    np.testing.assert_allclose([by_dimension[d]["mean"] for d in range(3)], pooled.mean(0), atol=1e-5)
+    middle = by_dimension[1]
+    ends = torch.tensor([middle["mean"] - 3 * middle["sigma"], middle["mean"] + 3 * middle["sigma"]]).sigmoid()
+    assert middle["image_change"] == pytest.approx((ends[1] - ends[0]).item(), abs=1e-5)
+    assert by_dimension[0]["image_change"] == by_dimension[2]["image_change"] == 0
+    moved = (shown[0][0] - shown[0][-1]).reshape(3, 64)  # against the image's own code
+    assert (moved.std(1) < 1e-5).all() and (moved.abs().amax(1) > 1e-3).sum() == 1
+    assert [path.name for path in tmp_path.glob("traversal_*.png")]

@@ -130,7 +130,7 @@ def likelihood(name, sigma=0.3):
 def test_every_name_makes_its_likelihood_and_the_scaled_ones_take_a_scale():
     for name, cls in LIKELIHOODS.items():
         assert type(make_likelihood(name)) is cls
-    assert [make_likelihood(name, 0.2).sigma for name in SCALED] == [0.2, 0.2]
+    assert [make_likelihood(name, 0.2).sigma for name in SCALED] == [0.2, 0.2, 0.2]
     assert [name for name, cls in LIKELIHOODS.items() if cls.batch_coupled] == ["sigma_vae"]
 
 
@@ -146,6 +146,8 @@ def oracle(name, sigma, output, target):
         log_prob = ContinuousBernoulli(logits=output).log_prob(target)
     elif name == "log_cosh":
         log_prob = -torch.log(math.pi * sigma * torch.cosh((target - p) / sigma))
+    elif name == "laplace":
+        log_prob = torch.distributions.Laplace(p, sigma).log_prob(target)
     else:
         log_prob = Normal(p, sigma).log_prob(target)
     return -log_prob.flatten(1).sum(1)
@@ -165,7 +167,8 @@ def test_a_density_integrates_to_one_and_its_mean_is_its_mean(name, output):
     """With a scale so small that no mass lies outside [0, 1]."""
     made = likelihood(name, sigma=1e-3)
     nodes, weights = np.polynomial.legendre.leggauss(50)
-    edges = np.linspace(0, 1, 2001)  # Gauss-Legendre in each of 2,000 pieces
+    # Gauss-Legendre in each of 2,000 pieces; one ends where a Laplace density has its kink
+    edges = np.union1d(np.linspace(0, 1, 2001), 1 / (1 + np.exp(-output)))
     x = (edges[:-1, None] + (nodes + 1) / 2 * np.diff(edges)[:, None]).reshape(-1, 1)
     w = (weights / 2 * np.diff(edges)[:, None]).reshape(-1)
     given = torch.full((len(x), 1), output, dtype=torch.float64)
