@@ -90,6 +90,11 @@ class Folder(Dataset):
             self.notes.append(f"the environments {' and '.join(map(repr, group))} differ in case or punctuation alone")
         pattern = re.compile(hparams.group_pattern) if hparams.group_pattern else None
         self.environments, self.classes, self.ordinal = sorted(found), scale.classes, scale.ordinal
+        if beside := _tables_in([self._root, *(self._root / name for name in self.environments)]):
+            self.log.append(
+                f"classes are names of folders; {beside[0]} is not read. If the labels are in a table, use "
+                f"{_reading(beside)}"
+            )
         self.samples = [
             Sample(i, image.name, scale.index[image.folder], group_of(pattern, environment, image.name), image.split)
             for i, environment in enumerate(self.environments)
@@ -236,15 +241,18 @@ class Folder(Dataset):
         root = Path(self.data_dir).expanduser() if self.data_dir else None
         if root is None or not root.is_dir():
             return ""
-        places = [root, *(root / name for name in folders_in(root)), root.resolve().parent]
-        beside = next(filter(None, map(tables.in_folder, places)), [])
-        if not beside:
-            return ""
-        others = f" (or {', '.join(path.name for path in beside[1:4])})" if beside[1:] else ""
-        return (
-            f". If the labels are in a table, read that: --dataset Manifest --data_dir {shlex.quote(str(beside[0]))}"
-            f"{others}"
-        )
+        beside = _tables_in([root, *(root / name for name in folders_in(root))]) or _tables_in([root.resolve().parent])
+        return f". If the labels are in a table, read that: {_reading(beside)}" if beside else ""
+
+
+def _tables_in(folders: Iterable[Path]) -> list[Path]:
+    return [path for folder in folders for path in tables.in_folder(folder)]
+
+
+def _reading(beside: list[Path]) -> str:
+    """Return the options that read a table, and the names of other tables that could be meant."""
+    others = f" (or {', '.join(path.name for path in beside[1:4])})" if beside[1:] else ""
+    return f"--dataset Manifest --data_dir {shlex.quote(str(beside[0]))}{others}"
 
 
 def _interpret(paths: Iterable[tuple[str, ...]], split_first: bool) -> tuple[list[FoundImage], list[str]]:

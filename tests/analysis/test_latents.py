@@ -19,6 +19,7 @@ from domainbed.algorithms.latent_classifier import LatentClassifier
 from domainbed.algorithms.vae import VAE
 from domainbed.algorithms.vqvae import VQVAE
 from domainbed.analysis import latents
+from domainbed.datasets.base import UNLABELLED
 from domainbed.errors import UserError
 from domainbed.testing import build, minibatches
 
@@ -88,6 +89,15 @@ def test_a_label_of_few_patients_is_left_out_and_said() -> None:
     assert found["names"] == ["a", "b", "c"] and found["images"] == 116
     assert len(notes) == 1 and "rare" in notes[0]
     assert latents.separation(code, np.zeros(len(code), int), groups, ["a"], []) is None
+
+
+def test_images_without_a_label_belong_to_no_class() -> None:
+    code, labels, groups = blobs(30.0)
+    bare = np.arange(len(labels)) % 5 == 0
+    notes: list[str] = []
+    found = latents.separation(code, np.where(bare, UNLABELLED, labels), groups, ["a", "b", "c"], notes)
+    kept = latents.separation(code[torch.from_numpy(~bare)], labels[~bare], groups[~bare], ["a", "b", "c"], [])
+    assert found == kept and not notes
 
 
 def test_principal_components_are_those_of_scikit_learn() -> None:

@@ -163,6 +163,13 @@ def test_a_flat_folder_names_the_table_beside_it(train, flat: Path, dataset: str
     refused(outcome, f"--dataset Manifest --data_dir {flat / 'train.csv'}")
 
 
+def test_a_table_that_is_not_read_is_named(train, flat: Path, capfd, tmp_path: Path) -> None:
+    """Read as <environment>/<class>/<image>, a flat folder has one class, called like the folder."""
+    status, out, err = run(capfd, "explore", flat, "--out", tmp_path / "out")
+    assert status == 0, err
+    assert f"{flat / 'train.csv'} is not read" in out and f"--dataset Manifest --data_dir {flat / 'train.csv'}" in out
+
+
 def test_the_table_of_a_flat_folder_says_all_that_it_needs_at_once(train, flat: Path, capfd, tmp_path: Path) -> None:
     arguments = ["--dataset", "Manifest", "--data_dir", flat, "--algorithm", "ERM", *RUN[:-2]]
     refused(train("bad", *arguments), "It has id_code, diagnosis", "environment=train", "root_dir=train_images")
