@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.model_selection import PROTOCOLS
+from domainbed.names import printable
 
 MAJORITY = "majority class"
 MAJORITY_MASK = "majority mask"
@@ -501,7 +502,7 @@ def number(metric: str, value: float | None) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
     """Lines of a Markdown table, padded so that it reads as plain text; the first `words` columns are left-aligned."""
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    cells = [[printable(str(cell)).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
     pad = [str.ljust if i < words else str.rjust for i in range(len(head))]
     lines = ["| " + " | ".join(pad[i](row[i], widths[i]) for i in range(len(head))) + " |" for row in cells]

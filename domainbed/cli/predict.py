@@ -7,6 +7,7 @@ from typing import Any
 
 from domainbed.cli import Parser, positive
 from domainbed.cli.analysis import add_machine_options, add_model_options
+from domainbed.names import printable
 
 DESCRIPTION = """\
 Write what a model answers for images: the probability of each class, how well it reconstructs them, or the
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\n{arguments.out} holds what was done. Go on with the same command and --resume", file=sys.stderr)
         raise
-    print(json.dumps(finite(found), indent=1) if arguments.json else "\n".join(lines(found)))
+    print(json.dumps(finite(found), indent=1) if arguments.json else "\n".join(map(printable, lines(found))))
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from domainbed.cli import Parser
 from domainbed.cli.analysis import add_output_options, add_run_options, opened, teller
+from domainbed.names import printable
 
 DESCRIPTION = """\
 Write one HTML page that needs no server and no network: what was run, whether it beats its trivial answers and
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0
-    print("\n".join(lines(found)))
+    print("\n".join(map(printable, lines(found))))
     return 0
 
 
