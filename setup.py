@@ -32,6 +32,7 @@ TEST = [
     *DOCS,
     "pytest>=8",
     "pytest-xdist>=3.5",
+    "tifffile>=2024.1.30",  # writes TIFFs of every layout
     "playwright>=1.49",  # drives a browser that is there, to look at a report
     "vector-quantize-pytorch>=1.20",
     "segmentation-models-pytorch>=0.4",

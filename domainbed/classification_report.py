@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from domainbed.errors import explain_os_errors
+from domainbed.names import printable
 from domainbed.paths import folder_name
 
 FIGURES = ("precision", "recall", "f1-score")
@@ -60,7 +61,7 @@ def report(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[Row]:
 
 def text(rows: Iterable[Row]) -> str:
     """The table as plain text, with three decimals."""
-    rows = list(rows)
+    rows = [(printable(name), values, support) for name, values, support in rows]
     width = max(len(name) for name, _, _ in rows)
     lines = [" " * width + "".join(f"{title:>11}" for title in (*FIGURES, "support"))]
     for name, values, support in rows:
@@ -93,6 +94,7 @@ def picture(names: Sequence[str], counts: Sequence[Sequence[int]], title: str) -
     detailed = len(names) <= MAX_CLASSES_WITH_COUNTS
     cell = 52 if detailed else 17
     labels = [_label(name, font) for name in names]
+    title = printable(title)
     margin = max(label.width for label in labels) + 34
     top = 30
     side = cell * len(names)
@@ -127,6 +129,7 @@ def picture(names: Sequence[str], counts: Sequence[Sequence[int]], title: str) -
 
 def _label(name: str, font: Any) -> Image.Image:
     """A name, cut where it is very long, as a picture that can be turned."""
+    name = printable(name)
     name = name if len(name) <= 24 else f"{name[:23]}…"
     label = Image.new("RGB", (math.ceil(font.getlength(name)) + 1, 17), "white")
     ImageDraw.Draw(label).text((0, 8), name, fill="black", font=font, anchor="lm")

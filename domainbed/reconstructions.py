@@ -31,6 +31,7 @@ from domainbed.datasets.prepare import Images
 from domainbed.engine import Engine
 from domainbed.errors import explain_os_errors
 from domainbed.evaluator import computed_once
+from domainbed.names import printable
 from domainbed.paths import folder_name
 
 NUM_IMAGES = 8
@@ -278,23 +279,25 @@ def sheet(
         title: the first line.
         legend: what the colours mean; it stands beside the second row.
     """
+    rows = {printable(name): tiles for name, tiles in rows.items()}
+    legend = {printable(name): colour for name, colour in (legend or {}).items()}
     x = next(iter(rows.values()))
     side = max(x.shape[-2:])
     scale = max(1, -(-MIN_TILE_PX // side))
     height, width = x.shape[-2] * scale, x.shape[-1] * scale
     font = ImageFont.load_default(13)
     gap, header = 4, 44
-    texts = [*rows, *(f"    {text}" for text in legend or {})]
+    texts = [*rows, *(f"    {text}" for text in legend)]
     margin = max(118, *(math.ceil(font.getlength(text)) + 12 for text in texts))
     canvas = Image.new("RGB", (margin + len(x) * (width + gap), header + len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((gap, gap), title, fill="black", font=font)
-    for row, (text, colour) in enumerate((legend or {}).items()):
+    draw.text((gap, gap), printable(title), fill="black", font=font)
+    for row, (text, colour) in enumerate(legend.items()):
         top = header + height + gap + 18 + 16 * row  # below the name of the second row
         draw.rectangle((gap, top + 3, gap + 9, top + 12), fill=colour)
         draw.text((gap + 14, top), text, fill="black", font=font)
     for column, label in enumerate(labels):
-        draw.text((margin + column * (width + gap), 24), label[: width // 7], fill="black", font=font)
+        draw.text((margin + column * (width + gap), 24), printable(label)[: width // 7], fill="black", font=font)
     for row, (name, tiles) in enumerate(rows.items()):
         top = header + row * (height + gap)
         draw.text((gap, top if legend else top + height // 2 - 8), name, fill="black", font=font)

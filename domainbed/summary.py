@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.model_selection import PROTOCOLS
+from domainbed.names import printable
 
 MAJORITY = "majority class"
 MAJORITY_MASK = "majority mask"
@@ -736,7 +737,7 @@ def number(metric: str, value: float | None) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
     """Return the lines of a Markdown table, padded to read as plain text; the first `words` columns are flush left."""
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    cells = [[printable(str(cell)).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
     pad = [str.ljust if i < words else str.rjust for i in range(len(head))]
     lines = ["| " + " | ".join(pad[i](row[i], widths[i]) for i in range(len(head))) + " |" for row in cells]

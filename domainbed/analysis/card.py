@@ -14,6 +14,7 @@ from domainbed import pretrained, summary
 from domainbed.analysis.exported import About, describe_output
 from domainbed.analysis.recorded import RecordedRun
 from domainbed.model_selection import PROTOCOLS, SELECTION_METRICS
+from domainbed.names import printable
 from domainbed.registry import ALGORITHMS, DATASETS
 
 NAME = "MODEL_CARD.md"
@@ -236,7 +237,11 @@ def _classes(about: About) -> list[str]:
     if not about.classes or not {"logits", "mask_logits"} & {*about.outputs}:
         return []
     order = ", in order of severity" if about.ordinal and about.masks is None else ""
-    return [f"In the order of the logits{order}:", "", *(f"{k}. {name}" for k, name in enumerate(about.classes))]
+    return [
+        f"In the order of the logits{order}:",
+        "",
+        *(f"{k}. {printable(name)}" for k, name in enumerate(about.classes)),
+    ]
 
 
 def _data(about: About, meta: Mapping[str, Any]) -> list[str]:
@@ -248,7 +253,7 @@ def _data(about: About, meta: Mapping[str, Any]) -> list[str]:
         f"- terms of the images: {about.licence or 'not recorded; ask whoever published them'}",
     ]
     if sum(counts):
-        per_class = ", ".join(f"{name}: {count}" for name, count in zip(about.classes, counts, strict=True))
+        per_class = ", ".join(f"{printable(name)}: {count}" for name, count in zip(about.classes, counts, strict=True))
         lines.append(f"- training images: {sum(counts)} ({per_class})")
     return lines
 

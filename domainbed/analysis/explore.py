@@ -45,6 +45,7 @@ COLOUR, ALL = "colour and light", "all figures"
 #: Distributions that are drawn and summarised, by figure.
 SHOWN = ("brightness", "contrast", "saturation", "sharpness")
 _SHEET_COLUMNS, _SHEET_IMAGES, _EXAMPLES = 6, 12, 8
+_MOST_LETTERS = 24
 
 
 @dataclass(frozen=True)
@@ -412,10 +413,10 @@ def _draw(
     def named(row: int) -> str:
         label = samples[row].label
         parts = [stored.environments[environment[row]], *([stored.classes[label]] if label != UNLABELLED else [])]
-        return ", ".join(parts)
+        return ", ".join(map(_short, parts))
 
     def file_of(row: int) -> str:
-        return samples[row].name.rpartition("/")[2]
+        return _short(samples[row].name.rpartition("/")[2])
 
     examples = [(row, named(row)) for name in names for row in _some(of[name].tolist(), _EXAMPLES)]
     write(
@@ -496,6 +497,11 @@ def _draw(
     return pictures
 
 
+def _short(name: str) -> str:
+    """Return a name for the margin of a small plot, which a long one would fill: its beginning and its end."""
+    return name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS // 2]}…{name[-_MOST_LETTERS // 2 + 1 :]}"
+
+
 def _images(count: int) -> str:
     return f"{count} image{'s' * (count != 1)}"
 
@@ -523,10 +529,11 @@ def _class_plot(found: Mapping[str, Any], names: Sequence[str]) -> Any:
     for number, name in enumerate(names):
         counts = np.array([found["environments"][name]["per_class"][one] for one in classes])
         at = np.arange(len(classes)) + (number - (len(names) - 1) / 2) * width
-        bars = axes.bar(at, counts / max(1, counts.sum()), width, color=plots.colour(number), label=name)
+        bars = axes.bar(at, counts / max(1, counts.sum()), width, color=plots.colour(number), label=_short(name))
         if len(classes) * len(names) <= 40:
             axes.bar_label(bars, labels=[str(count) for count in counts], fontsize=6, padding=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=0 if sum(map(len, classes)) < 60 else 90)
+    rotation = 0 if sum(map(len, classes)) < 60 else 90
+    axes.set_xticks(range(len(classes)), [_short(name) for name in classes], rotation=rotation)
     axes.set_ylabel("share of the environment")
     axes.grid(axis="x", visible=False)
     axes.legend(frameon=False)
@@ -538,13 +545,13 @@ def _distributions(table: Mapping[str, np.ndarray], of: Mapping[str, np.ndarray]
     for one, name in zip(axes.ravel(), SHOWN, strict=True):
         values = table[name]
         known = values[~np.isnan(values)]
-        low, high = np.percentile(known, [0.1, 99.9]).tolist()
+        low, high = np.percentile(known, [0.1, 99.9]).tolist() if len(known) else (0.0, 1.0)
         bins = int(np.clip(np.sqrt(min(map(len, of.values()))), 6, 30))
         edges = np.linspace(low, high if high > low else low + 1, bins + 1)
         for number, (environment, rows) in enumerate(of.items()):
             inside = np.clip(values[rows][~np.isnan(values[rows])], edges[0], edges[-1])
             heights = np.histogram(inside, edges)[0] / max(1, len(inside))
-            one.stairs(heights, edges, color=plots.colour(number), label=environment, linewidth=1.4)
+            one.stairs(heights, edges, color=plots.colour(number), label=_short(environment), linewidth=1.4)
         one.set_xlabel(name)
         one.set_ylabel("share of images")
     axes[0, 0].legend(frameon=False)
@@ -575,7 +582,7 @@ def _shift_plot(shift: Mapping[str, Any]) -> Any:
         one.grid(axis="y", visible=False)
     counts = np.array(told[COLOUR]["confusion"], dtype=float)
     shares = counts / counts.sum(1, keepdims=True)
-    names = shift["environments"]
+    names = [_short(name) for name in shift["environments"]]
     confusion.imshow(shares, cmap=plots.SEQUENTIAL, vmin=0, vmax=1)
     for (i, j), share in np.ndenumerate(shares):
         confusion.text(j, i, f"{share:.2f}", ha="center", va="center", color="black" if share > 0.6 else "white")

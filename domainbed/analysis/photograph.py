@@ -218,7 +218,8 @@ def sharpness(image: np.ndarray, retina: np.ndarray | None) -> float:
         grey, field = grey[box], retina.view(np.uint8)[box]
     scale = SHARPNESS_PX / max(grey.shape)
     if scale < 1:
-        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        size = [max(1, round(side * scale)) for side in grey.shape[::-1]]
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         field = cv2.resize(field, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
     edge = 1 + 2 * (max(grey.shape) // 40) if retina is not None else 1
     inside = cv2.erode(field, np.ones((edge, edge), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0

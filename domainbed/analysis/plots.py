@@ -7,6 +7,7 @@
 Sheets of images are drawn by `reconstructions.sheet`.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from domainbed.analysis.extras import require
 from domainbed.errors import explain_os_errors
+from domainbed.names import printable
 
 #: Okabe & Ito 2008, told apart by colour-blind readers, too; grey for their yellow, which white paper swallows, and
 #: two dark ones, so that ten digits differ.
@@ -61,19 +63,32 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 def save(figure: Any, path: Path) -> None:
     """Write a figure as a PNG. Names stand as they are, even with two `$`, which make a formula elsewhere.
 
+    What can't be drawn is escaped, and a letter that the font lacks is a box.
+
     Raises:
         UserError: the disk is full or the folder can't be written.
     """
     from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter
 
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        named = axis.get_major_formatter()
+        if isinstance(named, FuncFormatter):  # of labels that were given: it writes them anew when they are drawn
+            axis.set_major_formatter(FuncFormatter(lambda *tick, named=named: _drawable(named(*tick))))
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+        text.set_text(_drawable(text.get_text()))
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() != "linear"):
         for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
             tick.label1.set_parse_math(True)  # powers of ten are formulas
-    with explain_os_errors(f"writing {path}"):
+    with explain_os_errors(f"writing {path}"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
+
+
+def _drawable(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def save_image(picture: Image.Image, path: Path) -> None:

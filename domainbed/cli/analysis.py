@@ -15,6 +15,7 @@ from typing import Any
 from domainbed.analysis import CHOICES
 from domainbed.cli import Parser
 from domainbed.errors import explain_os_errors
+from domainbed.names import printable
 from domainbed.paths import as_path
 
 Found = dict[str, Any]
@@ -110,7 +111,7 @@ def finish(arguments: argparse.Namespace, folder: Path, found: Found, lines: Cal
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0
-    print("\n".join(lines(found)))
+    print("\n".join(map(printable, lines(found))))
     for picture in found.get("pictures", ()):
         print(f"{folder / picture['file']}: {picture['title']}")
     print(f"figures are in {folder / 'figures.json'}")

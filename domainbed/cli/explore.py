@@ -205,6 +205,8 @@ MOST_GROUPS = 12
 
 def sizes(counts: list[list[int]]) -> str:
     """Sizes in words: the only one, or the most frequent one and the range."""
+    if not counts:
+        return "-"
     if len(counts) == 1:
         return f"{counts[0][0]} x {counts[0][1]}"
     wide, high, number = counts[0]

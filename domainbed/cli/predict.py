@@ -7,6 +7,7 @@ from typing import Any
 
 from domainbed.cli import Parser, positive
 from domainbed.cli.analysis import add_machine_options, add_model_options
+from domainbed.names import printable
 from domainbed.paths import as_path
 
 DESCRIPTION = """\
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
         print(f"\n{arguments.out} holds what was done. Go on with the same command and --resume", file=sys.stderr)
         raise
     found["notes"] += passed_over.lines(", ".join(map(str, arguments.images)))
-    print(json.dumps(finite(found), indent=1) if arguments.json else "\n".join(lines(found)))
+    print(json.dumps(finite(found), indent=1) if arguments.json else "\n".join(map(printable, lines(found))))
     return 0
 
 

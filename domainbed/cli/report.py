@@ -6,6 +6,7 @@ from typing import Any
 
 from domainbed.cli import Parser
 from domainbed.cli.analysis import add_output_options, add_run_options, opened, teller
+from domainbed.names import printable
 from domainbed.paths import as_path
 
 DESCRIPTION = """\
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0
-    print("\n".join(lines(found)))
+    print("\n".join(map(printable, lines(found))))
     return 0
 
 

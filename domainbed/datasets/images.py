@@ -1,8 +1,8 @@
 """Image files to pixels: every file becomes RGB uint8 whole, or `UnreadableImage` says in plain words why it can't.
 
 Nothing here repairs a file: a truncated photograph is refused, not filled with grey. (Wrong bytes in the middle of a
-JPEG can't be told from right ones: the format has no checksum, and its decoder goes on.) The size, colour and crop that
-a model sees are in `preprocess`.
+JPEG can't be told from right ones: the format has no checksum, and its decoder goes on.) Which files can be opened is
+in `formats`; the size, colour and crop that a model sees are in `preprocess`.
 """
 
 import contextlib
@@ -23,18 +23,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import COLORMAP, TiffImageFile
+
+from domainbed.datasets import formats
+from domainbed.datasets.formats import Samples, UnreadableImage
+
+#: Raise it when a file begins to give other pixels, so that packed rows are made anew.
+VERSION = 2
 
 #: Suffixes, in lower case, of files that are taken for images (DRIVE ships GIF masks, STARE ships PPM photographs).
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
+IMAGE_SUFFIXES = formats.SUFFIXES
 
 #: Largest number of pixels that is decoded: Pillow's own limit (256 MiB of RGB), so 9459 x 9459 and no more.
 MAX_PIXELS = 89_478_485
 
-# Pillow tries only these decoders; its others include one that starts Ghostscript.
-_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 _EXIF_ORIENTATION = 0x0112
-_TIFF_BITS_PER_SAMPLE = 258
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,16 +53,13 @@ _PILLOW_MODULES = r"PIL\."
 _filters_lock = threading.Lock()
 
 
-class UnreadableImage(Exception):
-    """An image file that can't be decoded whole. The message is the reason, without the file's name."""
-
-
 def read_image(file: str | os.PathLike[str] | BinaryIO, least_side: int | None = None) -> np.ndarray:
     """Return an image file as RGB uint8 (H, W, 3), upright (its EXIF orientation applied), first frame only.
 
-    Transparent pixels are composited on black, like what surrounds a retina. 16-bit grey is scaled by 255 / 65535
-    (12-bit TIFF by 255 / 4095) whatever values occur, so that two files of one camera stay comparable. Floating-point
-    pixels and 32-bit integers are refused: their file does not say which value is white.
+    Transparent pixels are composited on black, like what surrounds a retina. Samples of other than 8 bits are scaled
+    by their range whatever values occur, so that two files of one camera stay comparable: 16-bit grey by 255 / 65535,
+    12-bit by 255 / 4095. 16-bit colours lose their low byte. Floating-point, signed and 32-bit samples are refused:
+    their file does not say which value is white.
 
     Args:
         file: its path, or the open file itself, such as an `io.BytesIO` of a member of an archive.
@@ -66,15 +67,22 @@ def read_image(file: str | os.PathLike[str] | BinaryIO, least_side: int | None =
             size where that is enough, from the low frequencies of its blocks: several times as fast.
 
     Raises:
-        UnreadableImage: the file is missing, is not an image, is damaged, or has more than `MAX_PIXELS` pixels.
+        UnreadableImage: the file is missing, is not an image, is damaged, has more than `MAX_PIXELS` pixels, or
+            doesn't say what its values mean.
     """
-    with _opened(file, least_side) as image:
-        if image.mode.startswith("I"):
-            image = Image.fromarray(_sixteen_to_eight(image))
-        elif image.mode == "F":
+    with _opened(file, least_side) as (image, samples):
+        if image.mode == "F":
             raise UnreadableImage("floating-point pixels, whose white is unknown; save it with 8 or 16 bits")
+        if samples.signed or samples.white > 65535:
+            raise UnreadableImage(
+                "pixels with a sign or more than 16 bits, whose white is unknown; save it with 8 or 16 bits"
+            )
+        if "transparency" in image.info and samples.white > 255:  # Pillow compares it with what it made of the pixels
+            raise UnreadableImage("16-bit pixels of which one value is transparent; save it with an alpha channel")
+        if image.mode.startswith("I"):
+            image = Image.fromarray(_sixteen_to_eight(image, samples))
         if image.has_transparency_data:
-            image = image.convert("RGBA")
+            image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
         return np.array(image.convert("RGB"))
 
@@ -92,34 +100,50 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """Return what a file says of its image, without decoding it.
 
     Raises:
-        UnreadableImage: the file is missing or is not an image.
+        UnreadableImage: the file is missing, is not an image, or can't be told the pixels of.
     """
     _silence_pillow()
     with _plain_reasons():
         _refuse_what_is_no_file(path)
-        with Image.open(path, formats=_FORMATS) as image:
-            width, height = image.size if _orientation(image) not in _ON_THE_SIDE else image.size[::-1]
+        with open(path, "rb") as file:
+            image, _ = formats.open_image(file)
+            width, height = formats.size(image)
+            if _orientation(image) in _ON_THE_SIDE:
+                width, height = height, width
             return Header(width, height, str(image.format))
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """Return a mask file as uint8 (H, W), upright, with the values that the file stores.
 
-    1-bit files give 0 and 1, palette files their indices (not their colours), grey files their values, and colour
-    files that are grey in fact their red channel.
+    1-bit files give 1 for white and 0 for black, palette files their indices (not their colours), grey files their
+    values, and colour files that are grey in fact their red channel. Transparency is ignored.
 
     Raises:
-        UnreadableImage: as `read_image`; or the file holds colours, or values above 255.
+        UnreadableImage: as `read_image`; or the file holds colours, values above 255, or values that could be meant
+            the other way round: its grey has 0 for white, or its palette has white as 0 and black as all else.
     """
-    with _opened(path) as image:
+    with _opened(path) as (image, samples):
         values = np.asarray(image)
     if values.dtype.kind == "f":
         raise UnreadableImage("floating-point values; a mask holds whole numbers from 0 to 255")
+    if samples.inverted and samples.white > 1:
+        raise UnreadableImage("a mask with 0 for white (WhiteIsZero); save it with 0 for black, or with 1 bit")
+    if image.mode == "P" and _has_white_first(image, values):
+        raise UnreadableImage(
+            "a mask whose palette has white for 0 and black for the rest; save it as grey or with 1 bit"
+        )
     if values.ndim == 3:
         colours = values[..., : -1 if image.mode in ("LA", "PA", "RGBA") else None]
         if image.mode == "CMYK" or (colours != colours[..., :1]).any():
             raise UnreadableImage("a mask in colours; save class indices, or one black and white file per class")
+        if samples.white > samples.decoded_white:
+            raise UnreadableImage("a mask in 16-bit colours; save it as grey")
         values = colours[..., 0]
+    if samples.signed:
+        values = values.astype(f"int{samples.white.bit_length()}")
+    elif samples.white != samples.decoded_white:
+        values = (values.astype(np.uint32) * samples.white + samples.decoded_white // 2) // samples.decoded_white
     if values.dtype != bool and values.size and (values.min() < 0 or values.max() > 255):
         raise UnreadableImage(f"mask values from {values.min()} to {values.max()}; a mask holds 0 to 255")
     return values.astype(np.uint8)
@@ -243,8 +267,13 @@ def _sha256(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def _opened(file: str | os.PathLike[str] | BinaryIO, least_side: int | None = None) -> Iterator[Image.Image]:
-    """Yield the decoded, upright Pillow image; every failure in here or in the body is an `UnreadableImage`."""
+def _opened(
+    file: str | os.PathLike[str] | BinaryIO, least_side: int | None = None
+) -> Iterator[tuple[Image.Image, Samples]]:
+    """Yield the decoded, upright Pillow image and how its file stores it.
+
+    Every failure in here or in the body is an `UnreadableImage`.
+    """
     _silence_pillow()
     # Another library may have asked Pillow to fill truncated files with grey. Not put back afterwards: several threads
     # read at once, and one's putting back would reach into another's reading.
@@ -253,17 +282,28 @@ def _opened(file: str | os.PathLike[str] | BinaryIO, least_side: int | None = No
         if isinstance(file, str | os.PathLike):
             _refuse_what_is_no_file(file)
             file = stack.enter_context(open(file, "rb"))
-        if not file.read(1):
-            raise UnreadableImage("an empty file")
-        file.seek(0)
-        with Image.open(file, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImage(f"{image.width} x {image.height} pixels; the limit is {MAX_PIXELS} in all")
-            if least_side is not None:
-                share = least_side / min(image.size)
-                image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
-            image.load()
-            yield _upright(image)
+        image, samples = formats.open_image(file)
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImage(f"{image.width} x {image.height} pixels; the limit is {MAX_PIXELS} in all")
+        if least_side is not None:
+            share = least_side / min(image.size)
+            image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
+        image.load()
+        yield _upright(_as_meant(image, samples)), samples
+
+
+def _as_meant(image: Image.Image, samples: Samples) -> Image.Image:
+    """Return a decoded image, with what Pillow takes otherwise than its file means it put right."""
+    if isinstance(image, TiffImageFile) and image.mode in ("P", "PA"):
+        colours = image.tag_v2[COLORMAP]
+        if max(colours) < 256:  # 8 bits where the format has 16, as some writers do it: Pillow takes the high byte
+            image.putpalette(bytes(colours), "RGB;L")
+    level = image.info.get("transparency")
+    if image.format == "PNG" and image.mode in ("1", "L") and level is not None and level <= samples.white < 255:
+        image.info["transparency"] = level * 255 // samples.white  # Pillow scales the pixels only
+    if image.format in ("BMP", "DIB") and image.mode == "RGBA" and not image.getchannel("A").getbbox():
+        return image.convert("RGB")  # a program that left the fourth byte alone; others than BMP may mean it
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -278,15 +318,18 @@ def _orientation(image: Image.Image) -> int | None:
     return None
 
 
-def _sixteen_to_eight(image: Image.Image) -> np.ndarray:
-    """Return the 16-bit grey levels of modes "I;16*" and "I" as uint8 (H, W)."""
-    bits = 16
-    if image.format == "TIFF":
-        bits = image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (16,))[0]  # type: ignore[attr-defined]
-    values, white = np.asarray(image), 2**bits - 1
-    if bits > 16 or (values.size and (values.min() < 0 or values.max() > white)):
-        raise UnreadableImage("integer pixels of more than 16 bits or below 0; save it with 8 or 16 bits")
-    return ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+def _sixteen_to_eight(image: Image.Image, samples: Samples) -> np.ndarray:
+    """Return the grey levels of modes "I;16*" and "I" as uint8 (H, W)."""
+    white = samples.decoded_white
+    levels = (np.asarray(image).astype(np.uint32) * 255 + white // 2) // white
+    return (255 - levels if samples.inverted else levels).astype(np.uint8)
+
+
+def _has_white_first(image: Image.Image, indices: np.ndarray) -> bool:
+    """Whether a palette file shows 0 in white and all else that occurs, or could occur, in black."""
+    palette = np.reshape(image.getpalette() or [], (-1, 3))
+    others = [at for at in np.unique(indices) if 0 < at < len(palette)] or range(1, len(palette))
+    return len(others) > 0 and (palette[0] == 255).all() and not palette[others].any()
 
 
 def _refuse_what_is_no_file(path: str | os.PathLike[str]) -> None:
@@ -306,8 +349,6 @@ def _plain_reasons() -> Iterator[None]:
         yield
     except (UnreadableImage, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        raise UnreadableImage("not a JPEG, PNG, TIFF, BMP, WebP, GIF or PPM image, or a damaged one") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"more pixels than the limit of {MAX_PIXELS}") from error
     except OSError as error:

@@ -36,7 +36,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from domainbed.datasets import preprocess
+from domainbed.datasets import images, preprocess
 from domainbed.datasets.base import Dataset
 from domainbed.datasets.images import UnreadableImage, digests_remembered_in
 from domainbed.datasets.masks import MaskClasses
@@ -327,6 +327,7 @@ class Store:
         about = {
             "format": FORMAT,
             "data set": [name, type(dataset).__qualname__, dataset.version],
+            "decoder": images.VERSION,
             "preprocess": [*dataset.preprocess.names, preprocess.VERSION],
             "image_size": dataset.preprocess.image_size,
             "least_side": dataset.least_side,

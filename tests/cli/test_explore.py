@@ -1,11 +1,15 @@
 """`python -m domainbed explore`: which data set it takes, what it prints, and what it refuses."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from domainbed import cli
 
@@ -76,3 +80,84 @@ def test_help_needs_no_torch() -> None:
     forbid = "import sys; sys.modules['torch'] = sys.modules['cv2'] = sys.modules['sklearn'] = None; "
     done = subprocess.run([sys.executable, "-c", forbid + code], capture_output=True, text=True, timeout=60)
     assert "key=value" in done.stdout, done.stderr
+
+
+def png(height: int, width: int, level: int | None = None) -> bytes:
+    """Return a picture of noise, or of one grey level."""
+    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels if level is None else np.full_like(pixels, level)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def images(root: Path, names: list[bytes], *contents: bytes) -> Path:
+    """Write a file for each name, which are bytes as the file system has them; the contents take turns."""
+    for number, name in enumerate(names):
+        path = os.path.join(os.fsencode(root), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(contents[number % len(contents)])
+    return root
+
+
+FOUR = [b"a/0/1.png", b"a/1/2.png", b"b/0/3.png", b"b/1/4.png"]
+NO_UTF8 = [b"a\xfe/c\xfd/\xff1.png", b"a\xfe/d\xfd/\xff2.png", b"b\xfe/c\xfd/\xff3.png", b"b\xfe/d\xfd/\xff4.png"]
+NO_TEXT = [name.replace(b"/", b"\n|\t<b>$x^$ $\\frac$`/") for name in FOUR]
+
+
+@pytest.mark.parametrize(
+    "names, contents",
+    [
+        (FOUR[:1], [png(40, 50)]),
+        (FOUR[:2], [png(40, 50), png(50, 40)]),
+        (FOUR[::2], [png(40, 50), png(50, 40)]),  # one class
+        (FOUR, [png(40, 50)]),  # all are the same
+        (FOUR, [png(40, 50, level=0)]),
+        (FOUR, [png(1, 1), png(1, 1, level=0)]),
+        (FOUR, [png(1, 3000), png(3000, 2)]),
+        (FOUR, [png(40, 50), png(40, 50), b"", b""]),  # nothing of one environment can be read
+        (FOUR, [png(40, 50), b"", b"", b""]),
+        (NO_UTF8, [png(40, 50), png(50, 40)]),
+        (NO_TEXT, [png(40, 50), png(50, 40), png(45, 45), b""]),
+        (["眼/一/é.png".encode()] * 2, [png(40, 50)]),
+        (
+            [b"%c/%c/%b%d.png" % (e, c, 200 * b"x", i) for e in b"ab" for c in b"01" for i in range(3)],
+            [png(40, 50), png(50, 40)],
+        ),
+        (
+            [
+                200 * bytes([e]) + b"/" + 200 * bytes([c]) + b"/%d.png" % i
+                for e in b"ab"
+                for c in b"01"
+                for i in range(3)
+            ],
+            [png(40, 50), png(50, 40)],
+        ),
+    ],
+)
+def test_few_and_odd_images(tmp_path: Path, capfd, names: list[bytes], contents: list[bytes]) -> None:
+    images(tmp_path / "data", names, *contents)
+    status, out, error = explored(capfd, tmp_path / "data", "--out", tmp_path / "out", "--num_workers", 1)
+    assert (status, error) == (0, "")
+    readable = sum(contents[number % len(contents)] != b"" for number in range(len(set(names))))
+    assert out.split(":")[1].startswith(f" {readable} images of")
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text(encoding="utf-8"))
+    for picture in figures["pictures"]:
+        Image.open(tmp_path / "out" / picture["file"]).verify()
+    status, again, error = explored(capfd, tmp_path / "data", "--out", tmp_path / "out", "--json")
+    assert (status, error) == (0, "") and json.loads(again) == figures
+
+
+def test_a_name_takes_one_line(tmp_path: Path, capfd) -> None:
+    images(tmp_path / "data", NO_TEXT, png(40, 50), b"")
+    _, out, _ = explored(capfd, tmp_path / "data", "--out", tmp_path / "out")
+    lines = out.splitlines()
+    assert sum(line.startswith("  a\\n|\\t<b>") and line.endswith(": an empty file") for line in lines) == 1
+    assert not any("\t" in line for line in lines)
+
+
+def test_a_folder_of_empty_files_is_refused_with_one_message(tmp_path: Path, capfd) -> None:
+    images(tmp_path / "data", FOUR, b"")
+    status, out, error = explored(capfd, tmp_path / "data", "--out", tmp_path / "out")
+    assert (status, out) == (2, "")
+    assert error == "error: none of 4 images can be read, such as a/0/1.png: an empty file. Give another folder\n"

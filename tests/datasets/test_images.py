@@ -197,7 +197,7 @@ def test_what_is_no_image_file_is_refused_with_its_reason(tmp_path: Path) -> Non
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert refused(tmp_path / "empty.png") == "an empty file"
-    assert refused(tmp_path / "page.jpg").startswith("not a JPEG, PNG")
+    assert refused(tmp_path / "page.jpg").startswith("an HTML page")
     assert refused(tmp_path / "x.png") == "a folder, not a file"
     assert refused(tmp_path / "gone.png") == "a link to a file that does not exist"
     assert refused(tmp_path / "missing.png") == "no such file or directory"
@@ -219,7 +219,7 @@ def test_a_forbidden_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_postscript_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
-    assert refused(tmp_path / "a.jpg").startswith("not a JPEG, PNG")
+    assert refused(tmp_path / "a.jpg").startswith("a PostScript file")
 
 
 @pytest.mark.parametrize("side", [9_460, 60_000])  # at the one Pillow warns, at the other it raises

@@ -132,6 +132,16 @@ def test_a_subset_the_whole_and_another_order_share_rows(folder: Path, tmp_path:
     np.testing.assert_array_equal(everything(build(Folder(folder), cache, backwards)[0]), expected(folder, backwards))
 
 
+def test_a_decoder_that_gives_other_pixels_has_packs_of_its_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(Folder(folder), tmp_path / "cache")
+    monkeypatch.setattr("domainbed.datasets.images.VERSION", "another")
+    dataset = Folder(folder)
+    build(dataset, tmp_path / "cache")
+    assert len(dataset.decoded) == 7 and len(packs(tmp_path / "cache")) == 2
+
+
 def test_settings_have_packs_of_their_own(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     build(Folder(folder), cache)
