@@ -468,7 +468,7 @@ def test_unlabelled_images_train_an_autoencoder(train, photographs: Path, tmp_pa
     status, out, _ = train("ae", *arguments, "--algorithm", "AE")
     assert status == 0 and "selected by total_loss" in out
     status, _, err = train("vae", *arguments)
-    assert status == 2 and "no labels" in err and "--algorithm AE" in err
+    assert status == 2 and "has no column 'label'" in err and "--algorithm AE" in err
 
 
 @pytest.mark.parametrize("algorithm", ["VAE_DG", "AE"])
