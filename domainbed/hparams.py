@@ -76,8 +76,12 @@ def names_in(known: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-#: A list of names, also written as one text with commas.
-Names = Annotated[list[str], Kind("a list of names, such as [a, b] or a,b")]
+def _names(value: Any) -> Any:
+    return _items(str, (), value) if isinstance(value, str) else value
+
+
+#: A list of names, also written as one text with commas, by whoever makes hyper-parameters in Python too.
+Names = Annotated[list[str], BeforeValidator(_names), Kind("a list of names, such as [a, b] or a,b")]
 
 
 class HParams(BaseModel):

@@ -1,12 +1,16 @@
 """Fixtures. No test reads or writes outside its temporary folders, but for real photographs, which it only reads."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that wants the hub says so itself
+# A command leaves a signal ignored that it was started with (nohup, a shell's &), and so would the tests of signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ lines itself, so that a test or a notebook needs nothing else.
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -393,8 +394,10 @@ class MaskHParams(Algorithm.HParams):
 
 def _as_text(value: Any) -> Any:
     """YAML and Python say true and false where the command line says "true" and "false"."""
-    text = str(value) if isinstance(value, bool) else value
-    return text.lower() if isinstance(text, str) and text.lower() in ("auto", "true", "false") else path_text(text)
+    text = str(value) if isinstance(value, (bool, Path)) else value
+    if isinstance(text, str) and text.lower() in ("auto", "true", "false"):
+        return text.lower()
+    return path_text(text) if isinstance(text, str) and pretrained.is_file(text) else text
 
 
 class EncoderHParams(Algorithm.HParams):

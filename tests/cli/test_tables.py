@@ -66,7 +66,7 @@ def test_images_without_a_label_are_left_out_on_request_and_counted(train, half:
     status, out, err = train("kept", *arguments, "missing_labels=leave_out")
     assert status == 0, err
     counted = "3 of 72 images have no label and are left out (missing_labels=leave_out): 3 of camera1"
-    assert f"WARNING: {counted}" in out and counted in (OUTPUT / "kept/summary.md").read_text()
+    assert f"WARNING: {counted}" in out and counted in (OUTPUT / "kept/summary_full.md").read_text()
     assert "camera1      21 images" in out and "per class 0: 9, 2: 12" in out
     assert "kappa" in (OUTPUT / "kept/summary.md").read_text()  # 0.0 and 2.0 are grades, with an order
 

@@ -148,7 +148,7 @@ def test_what_is_not_read_is_in_the_log_and_names_are_compared_as_people_read_th
     run = [*RUN[:-1], composed]
     status, out, _ = train("named", "--data_dir", photographs, *run)
     assert status == 0
-    log, summary = ((FOLDER / "named" / name).read_text() for name in ("log.txt", "summary.md"))
+    log, summary = ((FOLDER / "named" / name).read_text() for name in ("log.txt", "summary_full.md"))
     unread = "environment 'camera1': not read: 30 .dcm, such as 'camera1/0/"
     for text in (out, log):
         assert "passed over, as systems and programs leave it behind: 1 $RECYCLE.BIN" in text
