@@ -234,6 +234,7 @@ def load_with_meta(
     run_dir = user_path(run_dir)
     if run_dir.suffix == ".safetensors":
         config, meta = finished.read_export(run_dir)
+        finished.describe(config, meta)  # refuses what no run has exported
         meta, weights = _with_plain_names(meta), run_dir
     else:
         config = read_config(run_dir)

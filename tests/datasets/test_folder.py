@@ -378,7 +378,12 @@ def test_files_that_are_not_read_are_counted_by_suffix_for_each_environment(tmp_
 def test_an_environment_of_other_files_alone_says_which_they_are(tmp_path):
     write(tmp_path, "a/0/1.jpg", *(f"b/1/{i}.dcm" for i in range(30)))
     text = message(tmp_path)
-    assert "'b' in" in text and "holds no image ('b': not read: 30 .dcm, such as 'b/1/" in text and " .jpg " in text and " .jfif " in text
+    assert (
+        "'b' in" in text
+        and "holds no image ('b': not read: 30 .dcm, such as 'b/1/" in text
+        and " .jpg " in text
+        and " .jfif " in text
+    )
     assert "('b': not read: 30 .dcm" in message(tmp_path, environments=["b"])
     (tmp_path / "flat").mkdir()
     assert "no image, only files that are not read: 1 .dcm" in message(write(tmp_path / "flat", "1.dcm"))
