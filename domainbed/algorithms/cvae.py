@@ -91,21 +91,22 @@ class CVAE(Algorithm):
         in_decoder = h.conditioning == "decoder"
         self.latent_map: tuple[int, int, int] | None = None
         self.latent_size: int = h.latent_dim  # D
+        halvings = max(0, math.ceil(math.log2(min(input_shape[1:]) / GRID)))
+        widths = [h.width] * (halvings + 1)
         if h.latent == "map":
-            shape = (h.latent_channels, h.latent_halvings)
-            self.encoder: nn.Module = MapEncoder(input_shape, *shape)
-            self.decoder: nn.Module = MapDecoder(input_shape, *shape, h.latent_channels if in_decoder else 0)
+            self.encoder: nn.Module = MapEncoder(input_shape, h.latent_channels, h.latent_halvings)
             self.latent_map = self.encoder.shape
             self.latent_size = math.prod(self.latent_map)
         else:
-            halvings = max(0, math.ceil(math.log2(min(input_shape[1:]) / GRID)))
-            widths = [h.width] * (halvings + 1)
             self.encoder = StridedEncoder(input_shape, widths, stride=2)
             self.to_posterior = nn.Linear(self.encoder.num_features, 2 * h.latent_dim)
-            size = 2 * h.latent_dim if in_decoder else h.latent_dim
-            self.decoder = StridedDecoder(size, input_shape, widths, stride=2)
-        per_place = h.latent_dim if self.latent_map is None else h.latent_channels
-        self.embedding = nn.Embedding(num_classes, per_place if in_decoder else 2 * per_place)
+        size = h.latent_dim if self.latent_map is None else h.latent_channels
+        given = size if in_decoder else 0  # what the decoder reads of the label
+        self.embedding = nn.Embedding(num_classes, size if in_decoder else 2 * size)
+        if h.latent == "map":
+            self.decoder: nn.Module = MapDecoder(input_shape, size, h.latent_halvings, given)
+        else:
+            self.decoder = StridedDecoder(size + given, input_shape, widths, stride=2)
         self.objective = VariationalObjective(h, input_shape, self.latent_size, self.latent_map)
         self.judge = self.make_judge(input_shape) if h.judge_run or h.needs_run("judge_run") else None
 
