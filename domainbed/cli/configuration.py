@@ -243,9 +243,9 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
         layers.append(Layer(SUBSET_LAYER, {"subset_size": SUBSET_SIZE}))
     for where, values in shared:  # its data set's block serves every algorithm: a key of another is no mistake
         layers += _file_layers(where, values, str(dataset_name), algorithm_name, quiet=True)
+    recorded_layers = list(layers)
     for where, values in files:
         layers += _file_layers(where, values, str(dataset_name), algorithm_name)
-    recorded_layers = list(layers[: len(layers) - 3 * len(files)])
     layers.append(Layer(COMMAND_LINE, arguments.values))
     resolved = resolve([RunSettings, dataset.HParams, algorithm.HParams], layers, _all_keys)
     if recorded is not None:
@@ -294,27 +294,36 @@ def _check_unchanged(recorded: Path, before: list[Layer], now: Resolved) -> None
 def _file_layers(
     where: str, values: dict[str, Any], dataset: str, algorithm: str, *, quiet: bool = False
 ) -> list[Layer]:
-    """Return the layers of one file: its top level, then its blocks for this run, the data set's winning.
+    """Return the layers of one file: its top level, then its blocks for this run, the most particular winning.
 
-    What makes a run on a data set small is said in that data set's block, and must hold for every algorithm. Under
-    `quiet`, keys of other algorithms in that block are not reported.
+    What makes a run on a data set small is said in that data set's block, and must hold for every algorithm but those
+    that have a block inside it. Under `quiet`, keys of other algorithms in that block are not reported.
     """
 
     def layer(name: str, values: dict[str, Any], quiet: bool = False) -> Layer:
         return Layer(name, values, shared=True, place=where, quiet=quiet)
 
-    def block(kind: str, name: str) -> dict[str, Any]:
+    def block(values: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
         return (values.get(kind) or {}).get(name) or {}
 
+    def own(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in ("algorithms", "datasets")}
+
+    of_dataset = block(values, "datasets", dataset)
     return [
-        layer(where, {key: value for key, value in values.items() if key not in ("algorithms", "datasets")}),
-        layer(f"{where} (algorithms: {algorithm})", block("algorithms", algorithm)),
-        layer(f"{where} (datasets: {dataset})", block("datasets", dataset), quiet),
+        layer(where, own(values)),
+        layer(f"{where} (algorithms: {algorithm})", block(values, "algorithms", algorithm)),
+        layer(f"{where} (datasets: {dataset})", own(of_dataset), quiet),
+        layer(f"{where} (datasets: {dataset}, algorithms: {algorithm})", block(of_dataset, "algorithms", algorithm)),
     ]
 
 
-def _block_faults(where: str, values: dict[str, Any]) -> Iterable[str]:
-    for kind, registry in (("algorithms", ALGORITHMS), ("datasets", DATASETS)):
+#: What may stand in blocks of each kind, from the top level of a file.
+_BLOCKS = (("algorithms", ALGORITHMS), ("datasets", DATASETS))
+
+
+def _block_faults(where: str, values: dict[str, Any], kinds: Any = _BLOCKS) -> Iterable[str]:
+    for kind, registry in kinds:
         block = values.get(kind) or {}
         if not isinstance(block, dict):
             yield f"{where}: {kind} must hold names, and below each its keys, but is {block!r}"
@@ -324,6 +333,8 @@ def _block_faults(where: str, values: dict[str, Any]) -> Iterable[str]:
                 yield f"{where}: {kind}: no {registry.kind} named {name!r}{did_you_mean(name, registry)}"
             elif inside is not None and not isinstance(inside, dict):
                 yield f"{where}: {kind}: {name} must hold keys and values, but is {inside!r}"
+            elif kind == "datasets" and inside is not None:
+                yield from _block_faults(f"{where}: {kind}: {name}", inside, _BLOCKS[:1])
 
 
 def _plugins(places: list[tuple[str, dict[str, Any]]]) -> list[Path]:

@@ -409,3 +409,33 @@ def test_the_block_of_the_data_set_wins_over_that_of_the_algorithm(folder):
         "kl_anneal_end: 1\nalgorithms: {VAE_DG: {kl_anneal_end: 2}}\ndatasets: {SyntheticFundus: {kl_anneal_end: 3}}\n",
     )
     assert configured().algorithm_hparams.kl_anneal_end == 3
+
+
+def test_a_block_of_an_algorithm_inside_that_of_a_data_set_wins_over_both_and_serves_only_their_meeting(folder):
+    write(
+        folder / "config.yaml",
+        """
+        algorithms: {VAE_DG: {lr: 0.2, latent: vector}}
+        datasets: {SyntheticFundus: {lr: 0.3, image_size: 48, algorithms: {VAE_DG: {lr: 0.4, latent: map}}}}
+        """,
+    )
+    got = configured()
+    assert (got.algorithm_hparams.lr, got.algorithm_hparams.latent, got.dataset_hparams.image_size) == (0.4, "map", 48)
+    assert got.resolved.sources["lr"] == "config.yaml (datasets: SyntheticFundus, algorithms: VAE_DG)"
+    assert configured("--algorithm ERM").algorithm_hparams.lr == 0.3
+    assert configured("--dataset Folder --data_dir d").algorithm_hparams.lr == 0.2
+    write(folder / "config.yaml", "datasets: {SyntheticFundus: {algorithms: {VAEDG: {lr: 1}, ERM: 3}}}\n")
+    message = fault()
+    assert "config.yaml: datasets: SyntheticFundus: algorithms: no algorithm named 'VAEDG'" in message
+    assert "config.yaml: datasets: SyntheticFundus: algorithms: ERM must hold keys and values, but is 3" in message
+    write(folder / "config.yaml", "datasets: {SyntheticFundus: {algorithms: {VAE_DG: {datasets: {DR: {lr: 1}}}}}}\n")
+    assert "(datasets: SyntheticFundus, algorithms: VAE_DG): no setting named 'datasets'" in fault()
+
+
+def test_the_demo_is_the_elbo(monkeypatch):
+    """Means over values and latent dimensions: beta = weight x values / latents (`objectives.weights`)."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    hparams = configured().algorithm_hparams
+    values, latents = 3 * 128**2, hparams.latent_channels * (128 // 2**hparams.latent_halvings) ** 2
+    assert configured().dataset_hparams.image_size == 128
+    assert hparams.loss_multiplier_kl * values / latents == pytest.approx(1, rel=1e-3)
