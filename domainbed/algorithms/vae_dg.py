@@ -75,6 +75,7 @@ class VAE_DG(Algorithm):
             "paper_compat": {
                 "latent": "vector",
                 "likelihood": "bernoulli",
+                "structure": "none",
                 "decoder": "published",
                 "recon_reduction": "sum",
                 "loss_multiplier_kl": 50_000.0,
@@ -90,10 +91,11 @@ class VAE_DG(Algorithm):
             check_annealing(self.kl_anneal_start, self.kl_anneal_end, cycle_length)
             if self.paper_compat and self.recon_reduction != "sum":
                 raise ValueError("paper_compat = true sums over the batch. Leave recon_reduction out, or paper_compat")
-            if self.paper_compat and (self.latent, self.likelihood) != ("vector", "bernoulli"):
+            published = ("vector", "bernoulli", "none")
+            if self.paper_compat and (self.latent, self.likelihood, self.structure) != published:
                 raise ValueError(
-                    "paper_compat = true has latent = vector and likelihood = bernoulli, as the published code has. "
-                    "Leave latent and likelihood out, or paper_compat"
+                    "paper_compat = true has latent = vector, likelihood = bernoulli and structure = none, as the "
+                    "published code has. Leave those out, or paper_compat"
                 )
             if self.latent == "map" and self.decoder == "published":
                 raise ValueError("decoder = published draws from a vector. Leave decoder out, or latent = map")
@@ -133,6 +135,7 @@ class VAE_DG(Algorithm):
                 self.decoder = ConvDecoder(h.latent_dim, input_shape, (HIDDEN, HIDDEN))
             self.head = nn.Sequential(nn.ReLU(), nn.Linear(h.latent_dim, num_classes))
         self.likelihood = make_likelihood(h.likelihood, h.sigma)
+        self.structure = h.make_structure(input_shape)
         self.label_loss = LabelLoss(num_classes, self.hparams.class_weights)
 
     @property
@@ -146,7 +149,8 @@ class VAE_DG(Algorithm):
         x, y = concatenate(minibatches)  # (B, C, H, W) in [0, 1], (B,)
         mean, logvar = self.posterior(x)  # (B, M) each
         z = gaussian.sample(mean, logvar)  # (B, M)
-        recon_nats = self.likelihood(self.decoder(z), x)  # (B,)
+        output = self.decoder(z)  # (B, C, H, W)
+        recon_nats = self.likelihood(output, x)  # (B,)
         kl_nats = gaussian.kl_to_standard_normal(mean, logvar).sum(1)  # (B,)
         label = self.label_loss(self.logits(z), y)  # (B,)
         annealing = self.annealing()
@@ -161,7 +165,7 @@ class VAE_DG(Algorithm):
         else:
             recon, label_term, kl = recon_nats.mean(), label.mean(), kl_nats.mean()
         kl_weighted = kl_weight * kl
-        return {
+        terms = {
             "loss": recon + kl_weighted + self.hparams.loss_multiplier_y * label_term,
             "recon_loss": recon,
             "KLD_loss": kl,
@@ -171,6 +175,7 @@ class VAE_DG(Algorithm):
             "recon_nats": recon_nats.mean(),
             "KLD_nats": kl_nats.mean(),
         }
+        return self.structure.add_to(terms, lambda: self.likelihood.mean(output), x)
 
     def annealing(self) -> Tensor:
         """Return the annealing weight, a () tensor: of the current step in training, 1 in evaluation."""
@@ -196,6 +201,8 @@ class VAE_DG(Algorithm):
             annealing_reached=schedule.max().item(),
             sigma=self.likelihood.sigma if isinstance(self.likelihood, Gaussian) else None,
             latent_map=self.latent_map,
+            structure=self.hparams.structure,
+            structure_weight=self.hparams.structure_weight,
         )
 
     def see_training_images(self, batches: Callable[[], Iterable[Tensor]]) -> None:

@@ -21,6 +21,7 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.hparams import Field, NonNegativeFloat, PositiveFloat, PositiveInt, StepCount
 from domainbed.objectives import gaussian, schedules, weights
 from domainbed.objectives.likelihoods import SCALED, Gaussian, make_likelihood
+from domainbed.objectives.structure import StructureTerm
 
 LikelihoodName = Literal["bernoulli", "continuous_bernoulli", "gaussian", "sigma_vae", "log_cosh", "laplace"]
 
@@ -34,6 +35,10 @@ class LikelihoodHParams(Algorithm.HParams):
     sigma: PositiveFloat = Field(
         1.0, description="scale of likelihood gaussian, log_cosh and laplace, for images in [0, 1]"
     )
+    structure: Literal["none", "gradient", "ms_ssim"] = Field(
+        "none", description="term for fine structure beside the likelihood, not in nats: gradient, ms_ssim, or none"
+    )
+    structure_weight: NonNegativeFloat = Field(1.0, description="weight of that term")
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
@@ -42,6 +47,14 @@ class LikelihoodHParams(Algorithm.HParams):
                 f"sigma = {self.sigma:g} is the scale of likelihood = {', '.join(SCALED)}, but this run has "
                 f"likelihood = {self.likelihood}. Leave sigma out, or choose one of those"
             )
+
+    def idle(self) -> dict[str, str]:
+        """Return the weight of a term that is not there."""
+        return super().idle() | ({"structure_weight": "structure = none"} if self.structure == "none" else {})
+
+    def make_structure(self, input_shape: tuple[int, int, int]) -> StructureTerm:
+        """Return the term for fine structure, of images (C, H, W)."""
+        return StructureTerm(self.structure, self.structure_weight, input_shape[1:])
 
 
 class LatentHParams(Algorithm.HParams):
@@ -132,6 +145,7 @@ class VariationalObjective(nn.Module):
         self.hparams, self.num_latents, self.latent_map = hparams, num_latents, latent_map
         self.num_values = input_shape[0] * input_shape[1] * input_shape[2]
         self.likelihood = make_likelihood(hparams.likelihood, hparams.sigma)
+        self.structure = hparams.make_structure(input_shape)
         self.batch_coupled = bool(self.likelihood.batch_coupled or hparams.free_bits or hparams.kl_anneal == "capacity")
 
     def forward(self, output: Tensor, x: Tensor, kl: Tensor, step: Tensor) -> dict[str, Tensor]:
@@ -151,7 +165,7 @@ class VariationalObjective(nn.Module):
         else:
             weighted = h.beta * annealing * (gaussian.free_bits(kl, h.free_bits) if h.free_bits else kl_nats)
         values, latents = (self.num_values, self.num_latents) if h.recon_reduction == "mean" else (1, 1)
-        return {
+        terms = {
             "loss": recon_nats / values + weighted / latents,
             "recon_loss": recon_nats / values,
             "KLD_loss": kl_nats / latents,
@@ -160,6 +174,7 @@ class VariationalObjective(nn.Module):
             "recon_nats": recon_nats,
             "KLD_nats": kl_nats,
         }
+        return self.structure.add_to(terms, lambda: self.likelihood.mean(output), x)
 
     def annealing(self, step: Tensor) -> Tensor:
         """Return the annealing weights of steps, a float32 tensor of the same shape."""
@@ -186,4 +201,6 @@ class VariationalObjective(nn.Module):
             capacity=h.capacity if h.kl_anneal == "capacity" else None,
             sigma=self.likelihood.sigma if isinstance(self.likelihood, Gaussian) else None,
             latent_map=self.latent_map,
+            structure=h.structure,
+            structure_weight=h.structure_weight,
         )

@@ -73,6 +73,7 @@ class VQVAE(Algorithm):
         self.quantizer = VectorQuantizer(h.num_codes, h.code_dim, h.ema_decay, h.restart_below)
         self.decoder = GridDecoder(input_shape, *sizes)
         self.likelihood = make_likelihood(h.likelihood, h.sigma)
+        self.structure = h.make_structure(input_shape)
         self.num_codes: int = h.num_codes
         self.grid = self.encoder.grid
         self.seen = rows.Collected()  # between `losses` and `after_step`, never saved
@@ -85,14 +86,15 @@ class VQVAE(Algorithm):
         x, _ = concatenate(minibatches)  # (B, C, H, W) in [0, 1]
         z = self.encoder(x)  # (B, D, h, w)
         quantized, codes = self.quantizer(z)  # (B, D, h, w), (B, h, w)
-        recon_nats = self.likelihood(self.decoder(quantized), x)  # (B,)
+        output = self.decoder(quantized)  # (B, C, H, W)
+        recon_nats = self.likelihood(output, x)  # (B,)
         commitment = squared_error(z, quantized.detach())  # (B,)
         if self.training:
             self.seen.add(z.detach(), codes)
         values, latents = (x[0].numel(), z[0].numel()) if self.hparams.recon_reduction == "mean" else (1, 1)
         recon, commitment = recon_nats.mean() / values, commitment.mean() / latents
         weighted = self.hparams.commitment_weight * commitment
-        return {
+        terms = {
             "loss": recon + weighted,
             "recon_loss": recon,
             "commitment_loss": commitment,
@@ -101,6 +103,7 @@ class VQVAE(Algorithm):
             "perplexity": self.quantizer.perplexity(),
             "bits_per_code": self.quantizer.nll(codes).mean() / (codes[0].numel() * math.log(2)),
         }
+        return self.structure.add_to(terms, lambda: self.likelihood.mean(output), x)
 
     def after_step(self) -> None:
         """Move the codebook towards the vectors of the step's batch, as they were before the step."""

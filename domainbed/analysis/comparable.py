@@ -111,4 +111,5 @@ def _is_bound(run: RecordedRun) -> bool:
         )
         and hparams.get("likelihood") in _DENSITIES
         and not hparams.get("free_bits")
+        and hparams.get("structure", "none") == "none"
     )

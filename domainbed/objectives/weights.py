@@ -33,6 +33,8 @@ class WeightMeaning:
         capacity: C after annealing, in nats, None without one; kl_weight and beta are then those of |KL - C|.
         capacity_reached: the largest C of this run.
         latent_map: (c, h, w) of a code that is a map, M = c h w; None for a vector.
+        structure: name of a term that is no likelihood; None without one. structure_weight: as given.
+        structure_weight_nats: its meaning beside sums in nats.
     """
 
     reduction: str
@@ -49,6 +51,9 @@ class WeightMeaning:
     capacity: float | None = None
     capacity_reached: float | None = None
     latent_map: tuple[int, int, int] | None = None
+    structure: str | None = None
+    structure_weight: float | None = None
+    structure_weight_nats: float | None = None
 
     def as_dict(self) -> dict[str, float | int | str | None]:
         """The attributes by name, for the records."""
@@ -79,6 +84,12 @@ class WeightMeaning:
         if self.label_weight is not None and self.label_weight_nats is not None:
             lines.append(
                 f"  Label weight {self.label_weight:g} is {_number(self.label_weight_nats)} beside sums in nats."
+            )
+        if self.structure_weight is not None and self.structure_weight_nats is not None:
+            lines.append(
+                f"  Structure weight {self.structure_weight:g} ({self.structure}) is "
+                f"{_number(self.structure_weight_nats)} beside sums in nats. What it weighs is no likelihood, so the "
+                "loss bounds nothing."
             )
         return lines
 
@@ -113,6 +124,8 @@ def describe(
     sigma: float | None = None,
     capacity: float | None = None,
     latent_map: tuple[int, int, int] | None = None,
+    structure: str = "none",
+    structure_weight: float = 0.0,
 ) -> WeightMeaning:
     """Translate the weights of a loss.
 
@@ -127,6 +140,7 @@ def describe(
         sigma: of a Gaussian likelihood, fixed; None for another.
         capacity: in nats; None where the KL itself is weighed. Annealing is then of the capacity, not of the weight.
         latent_map: (c, h, w) of a code that is a map.
+        structure, structure_weight: name and weight, as given, of a term that is no likelihood.
     """
     if reduction == "mean":
         beta, label_factor, words = kl_weight * num_values / num_latents, num_values, "means"
@@ -153,4 +167,7 @@ def describe(
         capacity=capacity,
         capacity_reached=None if capacity is None else capacity * annealing_reached,
         latent_map=latent_map,
+        structure=None if structure == "none" else structure,
+        structure_weight=None if structure == "none" else structure_weight,
+        structure_weight_nats=None if structure == "none" else structure_weight * label_factor,
     )
