@@ -48,7 +48,7 @@ NUM_RESAMPLES = 10_000
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = ["image_size=48", "--steps", "4", "batch_size=4", "--subset_size", "10", "latent_channels=4"]
 DRAWN = {"vector": [], "published": ["decoder=published"], "map": ["latent=map", "likelihood=sigma_vae"]}
-REAL = {"vector": ["latent=vector"], "map": ["latent=map"]}
+REAL = {"map": ["latent=map"], "vector": ["latent=vector"]}
 Reconstruct = Callable[[np.ndarray], np.ndarray]  # (H, W, C) to (H, W, C), both float32 in [0, 1]
 
 
