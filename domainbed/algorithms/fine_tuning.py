@@ -11,12 +11,13 @@ engine, which has the schedule, reads it.
 from collections.abc import Iterable
 from typing import Any
 
+from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from domainbed.errors import UserError
-from domainbed.networks.encoders import TimmEncoder, stages_of
+from domainbed.networks.encoders import Dropout, TimmEncoder, stages_of
 
 #: Key of an encoder's parameter groups in an optimiser: the step at which their schedule begins.
 START = "starts_at_step"
@@ -72,8 +73,15 @@ def check(algorithm: Any, optimizers: dict[str, Optimizer]) -> None:
     keys = [key for key, value in asked.items() if value]
     if keys and not encoders:
         raise UserError(f"{name} has no encoder made by build_encoder, so {keys[0]} has no effect. Leave it out")
-    if h.dropout and all(encoder.dropout is None for encoder in encoders):
-        raise UserError(f"{name} makes its encoder without build_encoder, so dropout has no effect. Use dropout=0")
+    modules = [module for encoder in encoders for module in encoder.modules()]
+    honoured = {
+        "freeze_stages": not all(one.requires_grad for encoder in encoders for one in encoder.parameters()),
+        "dropout": any(isinstance(module, Dropout) for module in modules),
+        "drop_path": any(isinstance(module, DropPath) and module.drop_prob for module in modules),
+    }
+    for key, is_so in honoured.items():
+        if h[key] and not is_so:
+            raise UserError(f"{name} makes its encoder without build_encoder, so {key} has no effect. Use {key}=0")
     if h.has_groups:
         grouped = {
             id(parameter)
