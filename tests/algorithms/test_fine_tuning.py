@@ -261,9 +261,10 @@ def test_dropout_drops_its_share_keeps_the_mean_and_sleeps_in_evaluation() -> No
 
 
 @pytest.mark.parametrize("cls", SMALL)
-def test_dropout_reaches_what_reads_the_features(cls: type[Algorithm]) -> None:
-    algorithm = build(cls, dropout=0.5, **SMALL[cls])
+def test_dropout_reaches_what_reads_the_features_and_stochastic_depth_the_encoder(cls: type[Algorithm]) -> None:
+    algorithm = build(cls, dropout=0.5, drop_path=0.3, **SMALL[cls])
     (encoder,) = fine_tuning.encoders_of(algorithm)
+    assert max(one.drop_prob for one in encoder.modules() if isinstance(one, DropPath)) == pytest.approx(0.3)
     assert isinstance(encoder.dropout, Dropout) and encoder.dropout.rate == 0.5
     seen = []
     encoder.dropout.register_forward_hook(lambda module, inputs, output: seen.append((output == 0).float().mean()))
