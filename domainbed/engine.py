@@ -32,6 +32,7 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm, Gradients, Minibatch, move, parameters_of, take_gradients
+from domainbed.algorithms.fine_tuning import START
 from domainbed.errors import UserError
 from domainbed.machine import check_launcher, default_cache_dir, keep_freed_memory
 from domainbed.objectives import rows, schedules
@@ -186,6 +187,9 @@ class Engine:
         self.module, *prepared = self.accelerator.prepare(algorithm, *optimizers.values())
         self.optimizers: dict[str, Any] = dict(zip(optimizers, prepared, strict=True))
         self.rates = {name: [group["lr"] for group in one.param_groups] for name, one in self.optimizers.items()}
+        self.starts = {
+            name: [group.get(START, 0) for group in one.param_groups] for name, one in self.optimizers.items()
+        }
         self.algorithm, self.steps, self.taken = algorithm, steps, int(algorithm.step)
         self.average = None  # begins with the first step
         algorithm.engine = self
@@ -244,7 +248,7 @@ class Engine:
             for name, norm in norms.items():
                 present = [one for one in gradients[name] if one is not None]
                 torch._foreach_mul_(present, (hparams.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        if hparams.lr_schedule != "constant" or hparams.lr_warmup:
+        if hparams.lr_schedule != "constant" or hparams.lr_warmup or any(map(any, self.starts.values())):
             self.set_rates()
         if hparams.weight_ema and self.average is None:
             self.average = [one.clone() for one in self.averaged_tensors()]
@@ -264,13 +268,12 @@ class Engine:
         hparams = self.algorithm.hparams
         if self.steps is None and hparams.lr_schedule == "cosine":
             raise ValueError("a cosine schedule needs the number of steps of the run: engine.prepare(algorithm, steps)")
-        factor = schedules.learning_rate(
-            hparams.lr_schedule, self.taken, self.steps or 0,
-            warmup=hparams.lr_warmup, step_size=hparams.lr_step_size, gamma=hparams.lr_gamma,
-        )  # fmt: skip
         for name, optimizer in self.optimizers.items():
-            for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
-                group["lr"] = rate * factor
+            for group, rate, start in zip(optimizer.param_groups, self.rates[name], self.starts[name], strict=True):
+                group["lr"] = rate * schedules.learning_rate(
+                    hparams.lr_schedule, self.taken, self.steps or 0,
+                    warmup=hparams.lr_warmup, step_size=hparams.lr_step_size, gamma=hparams.lr_gamma, start=start,
+                )  # fmt: skip
 
     def compute(
         self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None

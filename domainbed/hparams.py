@@ -24,8 +24,9 @@ from domainbed.errors import UserError, did_you_mean
 from domainbed.paths import user_path
 
 __all__ = [
-    "Decay", "Field", "Fraction", "HParams", "Layer", "Names", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat",
-    "PositiveInt", "Resolved", "SeparatedBy", "StepCount", "names_in", "path_text", "read_yaml", "resolve",
+    "Decay", "Factor", "Field", "Fraction", "HParams", "Layer", "Names", "NonNegativeFloat", "NonNegativeInt",
+    "PositiveFloat", "PositiveInt", "Rate", "Resolved", "SeparatedBy", "StepCount", "names_in", "path_text",
+    "read_yaml", "resolve",
 ]  # fmt: skip
 
 
@@ -58,6 +59,8 @@ NonNegativeFloat = Annotated[
     float, _NUMBER, Field(ge=0, allow_inf_nan=False), Kind("a number of 0 or more, such as 1e-4")
 ]
 Decay = Annotated[float, _NUMBER, Field(ge=0, lt=1), Kind("a number from 0 to less than 1, such as 0.999")]
+Rate = Annotated[float, _NUMBER, Field(ge=0, lt=1), Kind("a number from 0 to less than 1, such as 0.1")]
+Factor = Annotated[float, _NUMBER, Field(gt=0, le=1), Kind("a number above 0 and up to 1, such as 0.8")]
 Fraction = Annotated[float, _NUMBER, Field(gt=0, lt=1), Kind("a fraction between 0 and 1, such as 0.2")]
 
 
@@ -90,6 +93,7 @@ class HParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
     #: Values, of this model or of the run, that a flag stands for. They rank just below the place that sets the flag.
+    #: A subclass names its own flags only; those of its bases stay.
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __getitem__(self, key: str) -> Any:
@@ -151,7 +155,7 @@ def resolve(
         if twice:
             raise TypeError(f"{model.__qualname__} declares {', '.join(twice)}, which another part of the run has too")
         fields |= model.model_fields
-    presets = {flag: values for model in models for flag, values in getattr(model, "presets", {}).items()}
+    presets = {flag: values for model in models for flag, values in presets_of(model).items()}
     resolved = Resolved({key: info.get_default(call_default_factory=True) for key, info in fields.items()}, {})
     resolved.sources = dict.fromkeys(fields, "default")
     faults: list[str] = []
@@ -189,6 +193,11 @@ def resolve(
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
     return resolved
+
+
+def presets_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """Return the `presets` of a model and its bases by flag; a subclass may redefine a flag."""
+    return {flag: values for base in reversed(model.__mro__) for flag, values in vars(base).get("presets", {}).items()}
 
 
 def parse(info: FieldInfo, value: Any) -> Any:

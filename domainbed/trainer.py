@@ -34,9 +34,10 @@ from domainbed import (
     reconstructions,
     summary,
 )
-from domainbed.algorithms import finished
+from domainbed.algorithms import fine_tuning, finished
 from domainbed.algorithms.base import (
     Algorithm,
+    EncoderHParams,
     ExplainsWeights,
     Predictor,
     Reconstructor,
@@ -396,6 +397,7 @@ class Training:
         if isinstance(self.algorithm, SeesClassCounts):
             self.algorithm.set_class_counts(torch.tensor(self.train_counts(), dtype=torch.float32))
         self.engine.prepare(self.algorithm, self.settings.steps)
+        self.say_how_it_is_fine_tuned()
         algorithm = self.algorithm
         if isinstance(algorithm, SeesTrainingImages) and not resumed:
             with self.engine.evaluation(self.algorithm, evaluator.NOISE_SEED):
@@ -742,6 +744,15 @@ class Training:
         if text not in self.shared.notes:
             self.shared.notes.append(text)
             self.records.write({"kind": "note", "text": text})
+
+    def say_how_it_is_fine_tuned(self) -> None:
+        """Say what of a timm encoder is frozen and which rates there are, or refuse what would have no effect."""
+        if not isinstance(self.shared.hparams, EncoderHParams):
+            return
+        with self.engine.alike():
+            fine_tuning.check(self.algorithm, self.engine.optimizers)
+        if sentence := fine_tuning.describe(self.algorithm, self.engine.optimizers, self.settings.steps):
+            self.records.log(sentence)
 
     def check_batch_norm(self) -> None:
         """Refuse a batch of one image for a network with BatchNorm, whose variance it would take from one value."""

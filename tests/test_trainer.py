@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import domainbed
 from domainbed.cli.train import main
@@ -139,6 +139,36 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert records(straight) == records(stopped)
     for path in sorted((straight / "recon_final").rglob("*.png")):
         assert np.array_equal(Image.open(path), Image.open(stopped / path.relative_to(straight))), path
+
+
+@pytest.mark.parametrize("cut", [2, 3, 4])
+def test_a_fine_tuned_run_says_its_rates_and_goes_on_bit_for_bit_around_the_step_at_which_the_encoder_begins(
+    train, photographs: Path, cut: int
+) -> None:
+    import timm
+
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), "weights.safetensors")
+    options = ["finetune=true", "pretrained=weights.safetensors", "head_first=3", "freeze_stages=1", "lr_warmup=2"]
+    arguments = ["--data_dir", photographs, "--algorithm", "ERM", "--test_envs", "0", *SHORT, *options]
+    status, out, _ = train("straight", *arguments, "--deterministic", "--precision", "float32")
+    assert status == 0
+    sentence = "fine-tuning: 1 of 5 stages of the encoder are frozen (stem); the encoder learns in 8 groups of weights"
+    assert f"{sentence} with rates from 0.000184 to 0.0003; the rest with the rate 0.001; the encoder waits" in out
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, cut)
+        assert train("stopped", *arguments, "--deterministic", "--precision", "float32")[0] == 130
+    assert train("stopped", "--resume")[0] == 0
+    straight, stopped = run_folder("straight"), run_folder("stopped")
+    init, *others = (
+        load_file(folder / "te_camera0/checkpoints" / name / "model.safetensors")
+        for folder, name in ((straight, "init"), (straight, "last"), (stopped, "last"))
+    )
+    last = others[0]
+    assert all(torch.equal(value, others[1][key]) for key, value in last.items())
+    moved = {key for key, value in last.items() if not torch.equal(value, init[key])}
+    frozen = {key for key in last if key.startswith(("encoder.backbone.conv1", "encoder.backbone.bn1"))}
+    assert frozen and not moved & frozen and "encoder.backbone.layer4.0.conv1.weight" in moved
+    assert records(straight) == records(stopped)
 
 
 @pytest.mark.parametrize("algorithm", ["AE", "LatentClassifier", "VAE_DG"])

@@ -18,18 +18,22 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
 from domainbed import hparams, pretrained
+from domainbed.algorithms import fine_tuning
 from domainbed.errors import UserError
 from domainbed.hparams import (
     Decay,
+    Factor,
     Field,
     Kind,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Rate,
     StepCount,
     path_text,
 )
-from domainbed.networks.encoders import TimmEncoder, feature_width, without_values
+from domainbed.networks.encoders import TimmEncoder, feature_width, first_stages, without_values
 
 #: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,). Where `needs_masks`, masks in
 #: their place: class indices (B, H, W), or kinds that may overlap (B, K, H, W), see `objectives.segmentation`.
@@ -303,7 +307,12 @@ class Algorithm(nn.Module):
         return {"main": self.make_optimizer(p for p in self.parameters() if p.requires_grad)}
 
     def make_optimizer(self, parameters: Any) -> Optimizer:
-        """Return the optimiser that `hparams.optimizer` names, over some parameters."""
+        """Return the optimiser that `hparams.optimizer` names, over some parameters.
+
+        Those of a timm encoder get the rates that `encoder_lr`, `layer_decay` and `head_first` ask for.
+        """
+        if isinstance(self.hparams, EncoderHParams) and self.hparams.has_groups:
+            parameters = fine_tuning.groups(self, parameters)
         options = {"lr": self.hparams.lr, "weight_decay": self.hparams.weight_decay}
         if self.hparams.optimizer == "sgd":
             return SGD(parameters, momentum=0.9, fused=True, **options)
@@ -408,33 +417,90 @@ class EncoderHParams(Algorithm.HParams):
         "auto", description="auto, true, false, a .safetensors or .pth file, or <package>==<version>"
     )
     freeze_bn: bool = Field(False, description="keep the encoder's BatchNorm as pretrained; needs pretrained weights")
+    freeze_stages: NonNegativeInt = Field(
+        0, description="keep the encoder's first so many stages, the stem being one, as pretrained; needs such weights"
+    )
+    encoder_lr: PositiveFloat | None = Field(
+        None, description="learning rate of the encoder's last layers; null: lr, which is that of all else"
+    )
+    layer_decay: Factor = Field(
+        1.0, description="learning rate of a group of the encoder's layers as a multiple of that of the group after it"
+    )
+    head_first: StepCount = Field(0, description="steps in which only what comes after the encoder learns")
+    dropout: Rate = Field(0.0, description="share of the encoder's features that training sets to 0")
+    drop_path: Rate = Field(0.0, description="stochastic depth of the encoder: timm's drop_path_rate")
+    finetune: bool = Field(
+        False, description="a recipe for few steps from pretrained weights: AdamW, rates by layer, warm-up and cosine"
+    )
+
+    presets = {
+        "finetune": {
+            "optimizer": "adamw",
+            "weight_decay": 0.05,
+            "lr": 1e-3,
+            "encoder_lr": 3e-4,
+            "layer_decay": 0.85,
+            "lr_schedule": "cosine",
+            "lr_warmup": 20,
+            "head_first": 30,
+            "dropout": 0.2,
+            "drop_path": 0.1,
+        }
+    }
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
-        if self.freeze_bn and self.pretrained == "false":
-            raise ValueError(FREEZE_BN_WITHOUT_WEIGHTS)
+        if self.pretrained == "false" and (reason := self.why_pretrained()):
+            raise ValueError(reason)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the optimiser has a group of parameters for each rate, and no weight decay of biases and norms."""
+        return self.finetune or self.encoder_lr is not None or self.layer_decay < 1 or self.head_first > 0
+
+    def why_pretrained(self) -> str:
+        """Return why random weights won't do; empty where they will."""
+        if self.freeze_bn:
+            return (
+                "freeze_bn = true would freeze the statistics of random weights. Give pretrained=<file>, or "
+                "freeze_bn=false"
+            )
+        if self.freeze_stages:
+            return (
+                f"freeze_stages = {self.freeze_stages} would freeze random weights. Give pretrained=<file>, or "
+                "freeze_stages=0"
+            )
+        if self.finetune:
+            return (
+                "finetune = true is a recipe for pretrained weights; its rates would hardly move random ones. Give "
+                "pretrained=<file>, or finetune=false"
+            )
+        return ""
 
     def encoder_shape(self, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Return the shape in which the encoder gets images (C, H, W)."""
         return input_shape
 
 
-FREEZE_BN_WITHOUT_WEIGHTS = (
-    "freeze_bn = true would freeze the statistics of random weights. Give pretrained=<file>, or freeze_bn=false"
-)
+#: What a timm encoder alone has: the options of fine-tuning it.
+FINE_TUNING = (
+    "finetune", "freeze_bn", "freeze_stages", "encoder_lr", "layer_decay", "head_first", "dropout", "drop_path"
+)  # fmt: skip
 
 
 def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) -> TimmEncoder:
     """Return the encoder that the hyper-parameters ask for; warn where it had to be random."""
     weights = pretrained.locate(hparams.model, hparams.pretrained)
-    if weights.warning and not hparams.freeze_bn:
+    if weights.source == "false" and hparams.pretrained != "false" and (reason := hparams.why_pretrained()):
+        raise UserError(f"{weights.message}. {reason}")
+    if weights.warning:
         warnings.warn(weights.message, stacklevel=3)
-    encoder = TimmEncoder(hparams.model, hparams.encoder_shape(input_shape))
+    encoder = TimmEncoder(hparams.model, hparams.encoder_shape(input_shape), hparams.dropout, hparams.drop_path)
     if weights.source != "false":
         pretrained.load_weights(encoder.backbone, hparams.model, weights.source)
+    if hparams.freeze_stages:
+        encoder.freeze_stages(hparams.model, hparams.freeze_stages)
     if hparams.freeze_bn:
-        if weights.source == "false" and hparams.pretrained != "false":
-            raise UserError(f"{weights.message}. {FREEZE_BN_WITHOUT_WEIGHTS}")
         encoder.freeze_batch_norm()
     return encoder
 
@@ -443,13 +509,17 @@ def check_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) ->
     """Learn, before there are images, whether `build_encoder` would fail.
 
     Raises:
-        UserError: the model can't take images of that size, or the checkpoint can't be read or is another model's.
+        UserError: the model can't take images of that size, has no stochastic depth or fewer stages than are to be
+            frozen, or the checkpoint can't be read or is another model's.
     """
     shape = hparams.encoder_shape(input_shape)
     feature_width(hparams.model, shape)
+    backbone = without_values(hparams.model, shape, hparams.drop_path)
+    if hparams.freeze_stages:
+        first_stages(backbone, hparams.model, hparams.freeze_stages)
     weights = pretrained.locate(hparams.model, hparams.pretrained)
     if weights.source != "false":
-        pretrained.fitted(without_values(hparams.model, shape), hparams.model, weights.source)
+        pretrained.fitted(backbone, hparams.model, weights.source)
 
 
 class LabelLoss(nn.Module):

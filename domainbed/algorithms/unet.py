@@ -24,7 +24,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from domainbed.algorithms.base import Algorithm, EncoderHParams, MaskHParams, build_encoder, concatenate
+from domainbed.algorithms.base import (
+    FINE_TUNING,
+    Algorithm,
+    EncoderHParams,
+    MaskHParams,
+    build_encoder,
+    concatenate,
+)
 from domainbed.errors import UserError
 from domainbed.hparams import Field, PositiveFloat, PositiveInt
 from domainbed.networks.unet import ConvPyramid, TimmPyramid, UNetwork, padded_shape
@@ -55,9 +62,12 @@ class UNet(Algorithm):
 
         def model_post_init(self, context: Any) -> None:
             super().model_post_init(context)
-            if self.model is None and (self.freeze_bn or self.pretrained not in ("auto", "false")):
-                key = "freeze_bn" if self.freeze_bn else "pretrained"
-                raise ValueError(f"{key} is about a timm encoder, but model = null. Name one, such as model=resnet18")
+            about_encoder = [key for key in FINE_TUNING if self[key] != type(self).model_fields[key].default]
+            about_encoder += ["pretrained"] * (self.pretrained not in ("auto", "false"))
+            if self.model is None and about_encoder:
+                raise ValueError(
+                    f"{about_encoder[0]} is about a timm encoder, but model = null. Name one, such as model=resnet18"
+                )
 
         def encoder_shape(self, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
             """Return the shape to which images are padded."""

@@ -9,7 +9,7 @@ import hashlib
 from collections import defaultdict
 from typing import Any
 
-from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.base import EncoderHParams
 from domainbed.analysis.recorded import RecordedRun
 
 #: Figures of answers about labels: they ask for the same images, but not at the same size.
@@ -18,8 +18,7 @@ _OF_LABELS = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "kappa")
 _RECONSTRUCTION, _UNIT = ("likelihood", "sigma", "loss"), ("recon_reduction", "paper_compat")
 #: Settings that change a model or its way there, and never what `total_loss` of given answers is.
 _NOT_OF_THE_LOSS = {
-    *Algorithm.HParams.model_fields, "model", "pretrained", "freeze_bn", "latent", "latent_dim", "latent_dims",
-    "latent_halvings", "latent_channels", "mode",
+    *EncoderHParams.model_fields, "latent", "latent_dim", "latent_dims", "latent_halvings", "latent_channels", "mode",
     "encoder_hidden_dims", "stride", "decoder", "kl_anneal_start", "kl_anneal_end", "kl_anneal_cyclical",
     "kl_anneal_cycle_length",
 }  # fmt: skip

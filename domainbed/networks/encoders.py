@@ -13,13 +13,15 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_deprecated_models
+from timm.layers import DropPath
+from timm.models import get_deprecated_models, group_parameters
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed.errors import UserError, did_you_mean
 from domainbed.networks.decoders import FINAL_CHANNELS, MAX_BASE, MAX_CHANNELS
+from domainbed.objectives import rows
 
 
 class TimmEncoder(nn.Module):
@@ -28,23 +30,29 @@ class TimmEncoder(nn.Module):
     Args:
         model: timm's name, e.g. "resnet50" or "resnet50.tv_in1k".
         input_shape: (C, H, W); weights for 3 channels are summed over the colours for C = 1.
+        dropout: share of the features that is set to 0 in training.
+        drop_path: stochastic depth, timm's `drop_path_rate`.
 
     Attributes:
         num_features: F.
+        dropout: the layer after the features, None without dropout.
 
     Raises:
-        UserError: timm has no such model, or it can't take images of that size.
+        UserError: timm has no such model, it can't take images of that size, or it has no stochastic depth.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: str, input_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, model: str, input_shape: tuple[int, int, int], dropout: float = 0.0, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         channels = input_shape[0]
         self.num_features: int = feature_width(model, input_shape)
-        backbone: Any = create_backbone(model, input_shape)
+        backbone: Any = create_backbone(model, input_shape, drop_path)
         self.backbone = backbone
+        self.dropout: Dropout | None = Dropout(dropout) if dropout else None
         mean, std = (torch.tensor(backbone.pretrained_cfg[key]) for key in ("mean", "std"))
         if channels != 3:
             mean, std = mean.mean().expand(channels), std.mean().expand(channels)
@@ -53,15 +61,107 @@ class TimmEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, F) for images (B, C, H, W) in [0, 1]."""
-        return self.backbone((x - self.mean) / self.std)
+        features = self.backbone((x - self.mean) / self.std)
+        return features if self.dropout is None else self.dropout(features)
 
     def freeze_batch_norm(self) -> None:
         """Keep the running statistics and the affine weights of every BatchNorm as they are, also in training."""
         for module in self.backbone.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.requires_grad_(False)
-                module.eval()
-                module.train = partial(_stay, module)  # type: ignore[assignment, method-assign]
+            _freeze_if_batch_norm(module)
+
+    def freeze_stages(self, model: str, num_stages: int) -> None:
+        """Keep the weights and the BatchNorm statistics of the first stages as they are, also in training.
+
+        Raises:
+            UserError: the backbone has fewer stages.
+        """
+        parameters = dict(self.backbone.named_parameters())
+        frozen = [parameters[name] for names in first_stages(self.backbone, model, num_stages) for name in names]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module in self.backbone.modules():
+            if any(own is parameter for own in module.parameters(recurse=False) for parameter in frozen):
+                _freeze_if_batch_norm(module)
+
+
+def stages_of(backbone: Any, model: str) -> dict[str, list[str]]:
+    """Return the names of the parameters of each stage, from the stem on, by the name of the stage.
+
+    Stages are timm's coarse groups: those of a convolutional network, the single blocks of a plain transformer.
+
+    Raises:
+        UserError: timm does not say which stages the model has.
+    """
+    if not hasattr(backbone, "group_matcher"):
+        raise UserError(
+            f"timm knows no stages of {model}, so none can be frozen. Use freeze_stages=0, or another model"
+        )
+    groups = list(group_parameters(backbone, backbone.group_matcher(coarse=True)).values())
+    names = [name for group in groups for name in group]
+    return {
+        "stem" if index == 0 else _prefix(group[0], set(names) - set(group)): group
+        for index, group in enumerate(groups)
+    }
+
+
+def _prefix(name: str, others: set[str]) -> str:
+    """Return the shortest dotted prefix of a name that none of the others has."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(1, len(parts)))
+    return next((one for one in prefixes if not any(other.startswith(f"{one}.") for other in others)), name)
+
+
+def first_stages(backbone: nn.Module, model: str, num_stages: int) -> list[list[str]]:
+    """Return the names of the parameters of each of the first stages.
+
+    Raises:
+        UserError: the backbone has fewer.
+    """
+    stages = stages_of(backbone, model)
+    if num_stages > len(stages):
+        raise UserError(
+            f"freeze_stages = {num_stages}, but {model} has {len(stages)} stages ({', '.join(stages)}). Use "
+            f"freeze_stages={len(stages)} or less"
+        )
+    return list(stages.values())[:num_stages]
+
+
+def _freeze_if_batch_norm(module: nn.Module) -> None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.requires_grad_(False)
+        module.eval()
+        module.train = partial(_stay, module)  # type: ignore[assignment, method-assign]
+
+
+class Dropout(nn.Module):
+    """Dropout whose noise belongs to rows of the batch, in however many parts it is computed (`objectives.rows`).
+
+    Args:
+        rate: probability that a value is set to 0; the others are divided by 1 - rate.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, …) for (B, …)."""
+        if not self.training:
+            return x
+        return x * (rows.rand_like(x.float()) >= self.rate) / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        """The rate, for `print`."""
+        return f"rate={self.rate:g}"
+
+
+def _drop_path(module: DropPath, x: Tensor) -> Tensor:
+    """Take the place of `DropPath.forward`: the same, with noise that belongs to rows of the batch."""
+    if not module.training or not module.drop_prob:
+        return x
+    kept = rows.rand_like(x.new_zeros(len(x), dtype=torch.float32)) >= module.drop_prob  # (B,)
+    kept = kept.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+    return x * (kept / (1 - module.drop_prob) if module.scale_by_keep else kept)
 
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
@@ -69,20 +169,38 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
-def create_backbone(model: str, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Return timm's `model` with random weights and no head."""
+def create_backbone(model: str, input_shape: tuple[int, int, int], drop_path: float = 0.0) -> nn.Module:
+    """Return timm's `model` with random weights and no head.
+
+    Raises:
+        UserError: timm has no such model, or it has no stochastic depth and a `drop_path` is given.
+    """
     check_model(model)
     channels, *size = input_shape
     fixed = timm.get_pretrained_cfg(model).fixed_input_size  # as transformers with learnt positions have it
-    return timm.create_model(
-        model, pretrained=False, in_chans=channels, num_classes=0, **({"img_size": tuple(size)} if fixed else {})
-    )
+    options = {"img_size": tuple(size)} if fixed else {}
+    create = partial(timm.create_model, model, pretrained=False, in_chans=channels, num_classes=0, **options)
+    if not drop_path:
+        return create()
+    no_paths = UserError(f"drop_path = {drop_path:g}, but {model} has no stochastic depth in timm. Use drop_path=0")
+    try:
+        backbone = create(drop_path_rate=drop_path)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise no_paths from None
+    paths = [module for module in backbone.modules() if isinstance(module, DropPath) and module.drop_prob]
+    if not paths:
+        raise no_paths
+    for module in paths:
+        module.forward = partial(_drop_path, module)
+    return backbone
 
 
-def without_values(model: str, input_shape: tuple[int, int, int]) -> nn.Module:
+def without_values(model: str, input_shape: tuple[int, int, int], drop_path: float = 0.0) -> nn.Module:
     """Return a backbone on the meta device, in evaluation mode: it has names and shapes, and costs milliseconds."""
     with torch.random.fork_rng([]), torch.device("meta"), _ZeroWeights():
-        return create_backbone(model, input_shape).eval()
+        return create_backbone(model, input_shape, drop_path).eval()
 
 
 @cache

@@ -82,6 +82,8 @@ class TimmPyramid(nn.Module):
         backbone: Any = self.encoder.backbone
         x = (x - self.encoder.mean) / self.encoder.std
         features = backbone.forward_intermediates(x, indices=self.indices, intermediates_only=True, output_fmt="NCHW")
+        if self.encoder.dropout is not None:  # at the end of the contracting path, as Ronneberger et al. 2015 have it
+            features[-1] = self.encoder.dropout(features[-1])
         return dict(zip(self.channels, features, strict=True))
 
 

@@ -32,7 +32,7 @@ def mean_over(schedule: Tensor) -> float:
 
 
 def learning_rate(
-    schedule: str, step: int, steps: int, *, warmup: int = 0, step_size: int = 1, gamma: float = 1.0
+    schedule: str, step: int, steps: int, *, warmup: int = 0, step_size: int = 1, gamma: float = 1.0, start: int = 0
 ) -> float:
     """Return the factor of the learning rate for the step that follows `step` others.
 
@@ -45,7 +45,11 @@ def learning_rate(
         schedule: "constant", "cosine" or "step".
         step: steps taken so far. steps: of the whole run.
         warmup: steps of the warm-up. step_size, gamma: of "step".
+        start: the factor is 0 for so many steps, and the whole schedule is counted from there.
     """
+    if step < start:
+        return 0.0
+    step, steps = step - start, steps - start
     factor = 1.0
     if schedule == "cosine":
         share = max(step - warmup, 0) / max(steps - warmup, 1)

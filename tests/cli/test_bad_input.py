@@ -89,6 +89,18 @@ def test_one_class_is_nothing_to_classify(train, photographs: Path) -> None:
         (["model=resnet5O"], ["no model named 'resnet5O'", "resnet50"]),
         (["pretrained=/no/such/file.pth"], ["there is no file /no/such/file.pth"]),
         (["freeze_bn=true"], ["freeze_bn", "random weights"]),
+        (["freeze_stages=1"], ["freeze_stages = 1 would freeze random weights", "pretrained=<file>"]),
+        (["finetune=true"], ["finetune = true is a recipe for pretrained weights", "pretrained=<file>"]),
+        (["finetune=true", "pretrained=auto"], ["RANDOM", "finetune = true is a recipe for pretrained weights"]),
+        (["freeze_stages=-1"], ["freeze_stages = '-1' is not a whole number of 0 or more"]),
+        (["model=vgg11", "drop_path=0.1", "image_size=32"], ["vgg11 has no stochastic depth", "drop_path=0"]),
+        (["drop_path=1"], ["drop_path = '1' is not a number from 0 to less than 1"]),
+        (["dropout=-0.1"], ["dropout = '-0.1' is not a number from 0 to less than 1, such as 0.1"]),
+        (["layer_decay=0"], ["layer_decay = '0' is not a number above 0 and up to 1"]),
+        (["layer_decay=1.5"], ["layer_decay = '1.5' is not a number above 0 and up to 1"]),
+        (["encoder_lr=0"], ["encoder_lr = '0' is not a number above 0", "null"]),
+        (["head_first=-3"], ["head_first = '-3' is not a step count"]),
+        (["head_first=true"], ["head_first = 'true' is not a step count"]),
         (["class_weights=[1,2]"], ["class_weights has 2 numbers", "5 classes"]),
         (["--select_by", "kapa"], ["did you mean 'kappa'"]),
         (["--select_by", "psnr", "--algorithm", "ERM"], ["psnr", "no reconstruct"]),
@@ -108,6 +120,26 @@ def test_a_wrong_name_key_or_value(train, photographs: Path, arguments: list[str
     given = {token.partition("=")[0] for token in arguments}
     kept = [token for key, tokens in usual.items() if key not in given for token in tokens]
     refused(train("bad", "--data_dir", photographs, *kept, *arguments), *says)
+
+
+def test_a_stage_that_an_encoder_does_not_have_is_refused_before_an_image_is_decoded(
+    train, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    def decode(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("images are decoded")
+
+    monkeypatch.setattr("domainbed.datasets.prepare.prepare", decode)
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), "weights.safetensors")
+    options = ["pretrained=weights.safetensors", "freeze_stages=6"]
+    refused(
+        train("bad", "--data_dir", photographs, *options, *RUN),
+        "freeze_stages = 6, but test_resnet has 5 stages (stem, layer1, layer2, layer3, layer4)",
+        "freeze_stages=5 or less",
+    )
+    assert nothing_is_left()
     assert nothing_is_left()
 
 
