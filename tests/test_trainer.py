@@ -152,7 +152,7 @@ def test_a_fine_tuned_run_says_its_rates_and_goes_on_bit_for_bit_around_the_step
     arguments = ["--data_dir", photographs, "--algorithm", "ERM", "--test_envs", "0", *SHORT, *options]
     status, out, _ = train("straight", *arguments, "--deterministic", "--precision", "float32")
     assert status == 0
-    sentence = "fine-tuning: 1 of 5 stages of the encoder are frozen (stem); the encoder learns in 8 groups of weights"
+    sentence = "fine-tuning: 1 of 5 stages of the encoder are frozen (stem); the encoder learns in 4 groups of layers"
     assert f"{sentence} with rates from 0.000184 to 0.0003; the rest with the rate 0.001; the encoder waits" in out
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, cut)

@@ -121,7 +121,7 @@ def describe(algorithm: Any, optimizers: dict[str, Optimizer], steps: int) -> st
         if of_encoder:
             low, high = min(of_encoder), max(of_encoder)
             rates = f"the rate {high:.3g}" if low == high else f"rates from {low:.3g} to {high:.3g}"
-            said.append(f"the encoder learns in {_groups(len(of_encoder))} with {rates}")
+            said.append(f"the encoder learns in {_groups(len(set(of_encoder)))} with {rates}")
         if others:
             said.append(f"{'the rest' if of_encoder else 'what comes after it'} with the rate {max(others):.3g}")
         if of_encoder and h.head_first >= steps:
@@ -133,4 +133,4 @@ def describe(algorithm: Any, optimizers: dict[str, Optimizer], steps: int) -> st
 
 
 def _groups(number: int) -> str:
-    return f"{number} group{'s' * (number != 1)} of weights"
+    return f"{number} group{'s' * (number != 1)} of layers"

@@ -360,8 +360,8 @@ def test_a_run_says_in_a_sentence_what_is_frozen_and_at_which_rates_the_rest_lea
     )  # fmt: skip
     optimizers = algorithm.optimizers()
     assert fine_tuning.describe(algorithm, optimizers, 300) == (
-        "fine-tuning: 2 of 5 stages of the encoder are frozen (stem, layer1); the encoder learns in 6 groups of "
-        "weights with rates from 0.00025 to 0.001; the rest with the rate 0.01; the encoder waits for 5 steps; "
+        "fine-tuning: 2 of 5 stages of the encoder are frozen (stem, layer1); the encoder learns in 3 groups of "
+        "layers with rates from 0.00025 to 0.001; the rest with the rate 0.01; the encoder waits for 5 steps; "
         "dropout 0.2; drop path up to 0.1"
     )
     assert "never moves, because head_first = 5 is no less than 5 steps" in fine_tuning.describe(
