@@ -120,6 +120,7 @@ def test_a_wrong_name_key_or_value(train, photographs: Path, arguments: list[str
     given = {token.partition("=")[0] for token in arguments}
     kept = [token for key, tokens in usual.items() if key not in given for token in tokens]
     refused(train("bad", "--data_dir", photographs, *kept, *arguments), *says)
+    assert nothing_is_left()
 
 
 def test_a_stage_that_an_encoder_does_not_have_is_refused_before_an_image_is_decoded(
@@ -139,7 +140,6 @@ def test_a_stage_that_an_encoder_does_not_have_is_refused_before_an_image_is_dec
         "freeze_stages = 6, but test_resnet has 5 stages (stem, layer1, layer2, layer3, layer4)",
         "freeze_stages=5 or less",
     )
-    assert nothing_is_left()
     assert nothing_is_left()
 
 
