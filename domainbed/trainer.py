@@ -59,6 +59,7 @@ from domainbed.engine import Engine, NonFiniteLoss, out_of_memory_explained
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.model_selection import PROTOCOLS
 from domainbed.paths import folder_name
+from domainbed.pretrained import settings_with_weights
 from domainbed.records import Board, Nowhere, Records
 from domainbed.settings import RunSettings
 from domainbed.time_left import TimeLeft, Work
@@ -164,6 +165,7 @@ def write_summary(run: Run) -> summary.Summary | None:
         "seeds": run.seeds,
         "class_names": run.images.target_classes,
         "pretrained": getattr(run.hparams, "pretrained", None) if getattr(run.hparams, "model", None) else None,
+        "weights_to_try": settings_with_weights(run.hparams.model) if getattr(run.hparams, "model", None) else None,
         "class_balanced": run.hparams.class_balanced,
         "may_have_seen": bool(run.hparams.runs) or shares_images(run.images),
     }

@@ -428,7 +428,7 @@ def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) ->
     """Return the encoder that the hyper-parameters ask for; warn where it had to be random."""
     weights = pretrained.locate(hparams.model, hparams.pretrained)
     if weights.warning and not hparams.freeze_bn:
-        warnings.warn(weights.message, stacklevel=3)
+        warnings.warn(f"{weights.message}. To avoid it: {weights.advice}", stacklevel=3)
     encoder = TimmEncoder(hparams.model, hparams.encoder_shape(input_shape))
     if weights.source != "false":
         pretrained.load_weights(encoder.backbone, hparams.model, weights.source)
