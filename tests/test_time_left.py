@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,7 +86,9 @@ def test_before_a_checkpoint_it_is_said_after_the_timed_steps_with_a_guess(train
     assert said["evaluation"] == f"{2 / 4 / 3 * 12:.2g} s"
 
 
-def test_a_run_that_goes_on_counts_what_is_left(train, photographs: Path, clock, monkeypatch) -> None:
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_goes_on_counts_what_is_left(train, photographs: Path, clock, monkeypatch, lost: bool) -> None:
+    """Also where the first training is lost, so that one that comes later has begun."""
     arguments = ["--steps", 20, "--checkpoint_freq", 5, "--test_envs", "0", "1", "2"]
     original = trainer.Training.judge
 
@@ -98,20 +101,34 @@ def test_a_run_that_goes_on_counts_what_is_left(train, photographs: Path, clock,
         patch.setattr(trainer.Training, "judge", stop)
         assert train("stopped", "--data_dir", photographs, *ERM, *arguments)[0] == 130
     clock.clear()
+    if lost:
+        shutil.rmtree("results/train_output/DR/stopped/te_camera0")
     assert train("stopped", "--resume")[0] == 0
     said, done, _ = said_and_done(clock)
-    assert said["trainings"] == said["finals"] == "2", "camera0 is done"
+    assert said["trainings"] == said["finals"] == ("3" if lost else "2"), "camera0 is done"
     last_saved = 5  # the stop came before step 10 was saved
-    assert int(said["steps"]) == done.count("step") == 40 - last_saved - 5
-    assert int(said["evaluations"]) == done.count("evaluation") == 8 - 2
+    assert int(said["steps"]) == done.count("step") == 40 + 20 * lost - last_saved - 5
+    assert int(said["evaluations"]) == done.count("evaluation") == 8 + 4 * lost - 2
 
 
-def test_a_run_to_debug_says_it_too_and_a_run_of_one_step_does_not(train, photographs: Path, clock) -> None:
+def test_a_later_training_that_is_done_is_not_counted(train, photographs: Path, clock) -> None:
+    arguments = ["--steps", 6, "--checkpoint_freq", 5, "--test_envs", "0", "1"]
+    assert train("whole", "--data_dir", photographs, *ERM, *arguments)[0] == 0
+    shutil.rmtree("results/train_output/DR/whole/te_camera0")
+    clock.clear()
+    assert train("whole", "--resume")[0] == 0
+    said, done, _ = said_and_done(clock)
+    assert said["trainings"] is None and said["finals"] == "1"
+    assert int(said["steps"]) == done.count("step") == 1
+
+
+def test_a_run_to_debug_says_it_too_and_a_run_that_has_ended_does_not(train, photographs: Path, clock) -> None:
     assert train("debugged", "--data_dir", photographs, *ERM, "--debug", "--test_envs", 0)[0] == 0
     said, done, _ = said_and_done(clock)
     assert int(said["steps"]) == done.count("step") == 5
+    assert said["step"] == "2 s", "of five steps, three are not timed"
     clock.clear()
-    assert train("single", "--data_dir", photographs, *ERM, "--steps", 1, "--test_envs", 0)[0] == 0
+    assert train("short", "--data_dir", photographs, *ERM, "--steps", 6, "--test_envs", 0)[0] == 0
     assert [event for event in clock if event not in ("step", "evaluation")] == []
 
 
