@@ -39,6 +39,7 @@ def conclude(summary: Summary, records: Iterable[Record]) -> str:
 
     Args:
         summary: of the run; its `run` may say `pretrained` ("false" where an encoder began with random weights),
+            `weights_to_try` (the settings that would have begun with others, "pretrained=true" where it says nothing),
             `class_balanced`, and `may_have_seen` (whether an image that is left out may have been trained on, in
             another environment or by a finished run).
         records: all of results.jsonl, for the losses of training.
@@ -253,7 +254,7 @@ def _about_training(summary: Summary, headlines: Sequence[Headline], records: Se
         tries.append(f"more steps (--steps {2 * steps})")
     if run.get("pretrained") == "false":
         facts.append("the encoder began with random weights")
-        tries.append("pretrained weights (pretrained=true)")
+        tries.append(f"pretrained weights ({run.get('weights_to_try') or 'pretrained=true'})")
     constant = [h.place for h in headlines if _only_answer(h, [])]
     if constant and run.get("class_balanced") is False:
         tries.append("training batches with equally many images of each class (class_balanced=true)")

@@ -8,11 +8,12 @@ every random draw are keyed by both. So going on from a checkpoint needs weights
 trained beside those that are judged), optimisers and the step, no more.
 """
 
+import math
 import random
 import signal
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,8 +60,10 @@ from domainbed.engine import Engine, NonFiniteLoss, out_of_memory_explained
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.model_selection import PROTOCOLS
 from domainbed.paths import folder_name
+from domainbed.pretrained import settings_with_weights
 from domainbed.records import Board, Nowhere, Records
 from domainbed.settings import RunSettings
+from domainbed.time_left import TimeLeft, Work
 
 #: Between checkpoints, `last` is saved this often, so that a power cut costs minutes and not hours.
 SAVE_EVERY_SECONDS = 300
@@ -89,6 +92,7 @@ class Run:
         config: the resolved configuration, as plain data.
         command: the command line.
         built_on: `finished.digests` of each training when the run began, by "<seed>/<target>".
+        time_left: times of steps and evaluations, to say how long all trainings take.
     """
 
     settings: RunSettings
@@ -104,6 +108,7 @@ class Run:
     records: Records
     built_on: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    time_left: TimeLeft = field(default_factory=TimeLeft)
 
     @property
     def seeds(self) -> list[int]:
@@ -134,7 +139,7 @@ def train_all_targets(run: Run) -> None:
     with run.engine.alike():  # each checks its target
         trainings = [Training(run, seed, target) for seed in run.seeds for target in run.targets]
     while trainings:
-        trainings.pop(0).run()  # and nothing of it is kept
+        trainings.pop(0).run(later=trainings)  # and nothing of it is kept
         write_summary(run)
     result = write_summary(run)
     if result is not None:
@@ -161,6 +166,7 @@ def write_summary(run: Run) -> summary.Summary | None:
         "seeds": run.seeds,
         "class_names": run.images.target_classes,
         "pretrained": getattr(run.hparams, "pretrained", None) if getattr(run.hparams, "model", None) else None,
+        "weights_to_try": settings_with_weights(run.hparams.model) if getattr(run.hparams, "model", None) else None,
         "class_balanced": run.hparams.class_balanced,
         "may_have_seen": bool(run.hparams.runs) or shares_images(run.images),
     }
@@ -200,9 +206,13 @@ class Training:
 
     # --- the way of a run, from top to bottom ---
 
-    def run(self) -> None:
-        """Train, or go on, or do nothing where the target is done."""
-        log, settings, engine = self.records.log, self.settings, self.engine
+    def run(self, later: Sequence["Training"] = ()) -> None:
+        """Train, or go on, or do nothing where the target is done.
+
+        Args:
+            later: trainings that the command runs after this one, for the time that it takes.
+        """
+        log, settings, engine, time_left = self.records.log, self.settings, self.engine, self.shared.time_left
         engine.wait()  # what the last training left is there for all
         title = f"target {self.name}, seed {self.seed}"
         with engine.alike():
@@ -232,6 +242,7 @@ class Training:
             ) as bar,
         ):
             for step in range(start, settings.steps):
+                step_began = time.monotonic()
                 seed_everything(self.seed, step)
                 minibatches = self.loader.finish(next(ahead), engine.to_device)
                 try:
@@ -242,6 +253,7 @@ class Training:
                 done = step + 1
                 bar.update()
                 now = time.monotonic()
+                time_left.time_step(step - start, now - step_began)
                 to_stop = engine.any(bool(stop.asked))
                 at_checkpoint = done % settings.checkpoint_freq == 0 or done == settings.steps
                 if done % settings.tb_freq == 0 or done in (1, settings.steps):  # a curve begins where training does
@@ -252,7 +264,13 @@ class Training:
                 if settings.recon_freq and done % settings.recon_freq == 0 and done < settings.steps:
                     self.dump(done)
                 if at_checkpoint:
+                    judging_began = time.monotonic()
                     self.judge(done)
+                    time_left.time_evaluation(self.num_held_out, time.monotonic() - judging_began)
+                if engine.is_main and time_left.is_known(at_checkpoint):
+                    sentence = time_left.sentence([self.work_left(done), *(one.work_left() for one in later)])
+                    if sentence:
+                        log(sentence)
                 if at_checkpoint or to_stop or now - saved_at > SAVE_EVERY_SECONDS:
                     self.save("last", done)
                     saved_at = time.monotonic()
@@ -261,6 +279,30 @@ class Training:
             if engine.any(bool(stop.asked)):  # while the last step was judged and saved
                 self.interrupt(stop, settings.steps)
         self.finish()
+
+    @property
+    def num_held_out(self) -> int:
+        """Number of images that are evaluated at a checkpoint."""
+        return sum(len(self.images.select(environment, "val")) for environment in range(len(self.images.environments)))
+
+    def work_left(self, done: int | None = None) -> Work:
+        """Return what is left to do after a step; without one, what a training that was not begun now has to do."""
+        settings, last = self.settings, self.checkpoints / "last"
+        if done is None:
+            done = int(checkpoint.read_meta(last)["step"]) if checkpoint.exists(last) else 0
+        num_train = sum(len(self.images.select(environment, "train")) for environment in self.sources)
+        num_images = len(self.images.names)
+        checkpoints = math.ceil(settings.steps / settings.checkpoint_freq)
+        num_judged = min(checkpoints, 3 if self.target else 2)  # last, best, oracle, where their steps differ
+        return Work(
+            steps=settings.steps - done,
+            images_per_step=self.shared.hparams.batch_size * len(self.sources),
+            evaluations=checkpoints - done // settings.checkpoint_freq if done < settings.steps else 0,
+            images_per_evaluation=self.num_held_out,
+            final_images=0
+            if (self.folder / "done").exists()
+            else num_images + (num_judged - 1) * (num_images - num_train),
+        )
 
     def check_folder(self) -> None:
         """Raise `UserError` where the folder is another target's: some file systems take `A` and `a` for one name."""

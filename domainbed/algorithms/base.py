@@ -494,7 +494,7 @@ def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) ->
     if weights.source == "false" and hparams.pretrained != "false" and (reason := hparams.why_pretrained()):
         raise UserError(f"{weights.message}. {reason}")
     if weights.warning:
-        warnings.warn(weights.message, stacklevel=3)
+        warnings.warn(f"{weights.message}. To avoid it: {weights.advice}", stacklevel=3)
     encoder = TimmEncoder(hparams.model, hparams.encoder_shape(input_shape), hparams.dropout, hparams.drop_path)
     if weights.source != "false":
         pretrained.load_weights(encoder.backbone, hparams.model, weights.source)

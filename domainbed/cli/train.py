@@ -167,7 +167,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
                 f"{' '.join(map(str, targets))}. Leave it out, or start another run"
             )
 
-    from domainbed import checkpoint, pretrained  # imports torch: from here on it is worth its seconds
+    from domainbed import checkpoint  # imports torch: from here on it is worth its seconds
     from domainbed.algorithms import finished
     from domainbed.algorithms.base import check_encoder, handles_labels
     from domainbed.datasets.augment import Augment
@@ -178,7 +178,9 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     engine = Engine(settings.device, settings.precision, settings.accumulate, settings.compile, settings.deterministic)
     with engine.alike():
         algorithm_needs(configuration.algorithm, dataset)
-        settings, hparams, notes = resolve_automatic(configuration, dataset, engine, targets)
+        settings, hparams, notes, weights = resolve_automatic(configuration, dataset, engine, targets)
+        if weights is not None and (weights.warning or weights.source != "false"):
+            say(weights.notice(dataset.photographs))
         notes = [*dataset.notes, *notes]
         engine.check_batch_size(hparams.batch_size)
         built_on: dict[str, dict[str, str]] = {}
@@ -227,10 +229,10 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             part = "test part" if (images.split == "test").any() else "held-out images"
             records.log(f"one environment: training without a target, judged on its {part}")
         records.log(f"{settings.algorithm} on {engine.describe()}; selected by {settings.select_by}")
-        if has_encoder(hparams) and hparams.pretrained != "false":
-            records.log(pretrained.locate(hparams.model, hparams.pretrained).message)
         for note in notes:
             records.log(f"WARNING: {note}")
+        if weights is not None and weights.warning:  # said above
+            notes.append(weights.message)
         if images.unreadable:
             notes.append(f"{len(images.unreadable)} unreadable images were left out (--skip_unreadable)")
         notes += images.leaks
@@ -304,18 +306,18 @@ def algorithm_needs(algorithm: Any, dataset: Any) -> None:
 
 def resolve_automatic(
     configuration: Configuration, dataset: Any, engine: Any, targets: list[list[int]]
-) -> tuple[RunSettings, Any, list[str]]:
+) -> tuple[RunSettings, Any, list[str], Any]:
     """Replace what is automatic by what it is with this machine and these data.
 
     Returns:
-        settings, hyper-parameters, and notes for the summary.
+        settings, hyper-parameters, notes for the summary, and the `pretrained.Weights` of an encoder or None.
     """
     from pydantic import ValidationError
 
     from domainbed import model_selection, pretrained
 
     make_paths_absolute(configuration)
-    settings, hparams, notes = configuration.settings, configuration.algorithm_hparams, []
+    settings, hparams, notes, weights = configuration.settings, configuration.algorithm_hparams, [], None
     sources = configuration.resolved.sources
     selected = model_selection.resolve(
         settings.select_by,
@@ -345,13 +347,11 @@ def resolve_automatic(
         hparams = hparams.model_copy(update={"output": mask_output(hparams.output, dataset.chosen_masks())})
     if has_encoder(hparams):
         weights = pretrained.locate(hparams.model, hparams.pretrained)
-        if weights.warning:
-            notes.append(weights.message)
         try:
             hparams = type(hparams)(**(hparams.model_dump() | {"pretrained": weights.source}))
         except ValidationError as error:
             reasons = [str(one["msg"]).removeprefix("Value error, ") for one in error.errors()]
-            raise UserError("; ".join([*(notes or []), *reasons])) from None
+            raise UserError("; ".join([*[weights.message] * weights.warning, *reasons])) from None
     elif "pretrained" in type(hparams).model_fields:  # no backbone, so no weights of one
         hparams = hparams.model_copy(update={"pretrained": "false"})
     for before, now in ((configuration.settings, settings), (configuration.algorithm_hparams, hparams)):
@@ -359,7 +359,7 @@ def resolve_automatic(
             if value != getattr(before, key):
                 sources[key] = f"automatic, {sources.get(key, 'default')}"
     configuration.settings, configuration.algorithm_hparams = settings, hparams
-    return settings, hparams, notes
+    return settings, hparams, notes, weights
 
 
 def has_encoder(hparams: Any) -> bool:

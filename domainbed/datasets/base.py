@@ -94,6 +94,9 @@ class Dataset:
     defaults: ClassVar[dict[str, object]] = {}
     #: Under which terms its images may be used, as their publisher says; empty where it is not known.
     terms: ClassVar[str] = ""
+    #: Whether its images are photographs, for which a run says what an encoder with random weights has cost on some.
+    #: False for drawings, digits, cells, and images of a few dozen pixels.
+    photographs: ClassVar[bool] = True
     #: Whether the classes are ordered (grades), so that a quadratic weighted kappa means something.
     ordinal: bool = False
     #: Masks that there are, of all images together; None where there are none.

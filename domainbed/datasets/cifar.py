@@ -41,6 +41,7 @@ class _Cifar(SourceDataset):
         image_size: PositiveInt = Field(32, description=Dataset.HParams.model_fields["image_size"].description)
         download: bool = Field(False, description="fetch the binary version into --data_dir if nothing is there")
 
+    photographs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, object]] = {"batch_size": 64, "eval_batch_size": 256}
     class_names: ClassVar[Sequence[str]]
     #: Folder of the binary version, its files by split, and the label bytes of a record, of which the last is used.

@@ -42,6 +42,7 @@ class Digits(SourceDataset):
     class HParams(MNIST.HParams):
         """Those of MNIST."""
 
+    photographs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, object]] = DIGIT_DEFAULTS
 
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:

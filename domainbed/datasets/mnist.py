@@ -70,6 +70,7 @@ class MNIST(SourceDataset):
         download: bool = Field(False, description="fetch files that are missing into --data_dir")
 
     terms: ClassVar[str] = "LeCun et al. 1998, CC BY-SA 3.0"
+    photographs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, object]] = DIGIT_DEFAULTS
     hparams: HParams
 
@@ -97,6 +98,7 @@ class _ShiftedMNIST(Dataset):
         data_seed: NonNegativeInt = Field(0, description="seed of which digit is in which environment, and of noise")
 
     terms: ClassVar[str] = "LeCun et al. 1998, CC BY-SA 3.0"
+    photographs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, object]] = DIGIT_DEFAULTS
     shifts: ClassVar[dict[str, float]]  # by environment
     class_names: ClassVar[list[str]]

@@ -51,6 +51,7 @@ class SyntheticFundus(Dataset):
 
     masks = MaskClasses(fundus_drawing.MASKS, exclusive=False)
     terms: ClassVar[str] = "drawn by this program; no photograph of anyone"
+    photographs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, object]] = {"steps": 2_000}
     hparams: HParams
 

@@ -69,6 +69,7 @@ class TCell(Folder):
     layout: ClassVar[str] = "<data_dir>/<donor>/<activated|quiescent>/*.png"
     source: ClassVar[str] = "https://github.com/gitter-lab/t-cell-classification"
     terms: ClassVar[str] = "Wang et al. 2020, Clear BSD"
+    photographs: ClassVar[bool] = False
     #: 16 images of each of three donors are the batch of 48 in the experiments.
     defaults: ClassVar[dict[str, object]] = {"steps": 2_000, "batch_size": 16}
     hparams: HParams

