@@ -168,7 +168,7 @@ def write_summary(run: Run) -> summary.Summary | None:
         "pretrained": getattr(run.hparams, "pretrained", None) if getattr(run.hparams, "model", None) else None,
         "weights_to_try": settings_with_weights(run.hparams.model) if getattr(run.hparams, "model", None) else None,
         "class_balanced": run.hparams.class_balanced,
-        "may_have_seen": bool(run.hparams.runs) or shares_images(run.images),
+        "may_have_seen": any(run.hparams[key] for key in run.hparams.runs) or shares_images(run.images),
     }
     if run.images.mask_classes:
         described["background"] = run.images.mask_classes.background

@@ -1145,3 +1145,8 @@ def test_an_image_of_two_cameras_is_not_called_unseen(train, photographs: Path) 
     (photographs / "camera1/0/copy.png").write_bytes((photographs / "camera0/0/00.png").read_bytes())
     assert train("shared", *start)[0] == 0
     assert "camera0 (left out of this training): " in (run_folder("shared") / "summary.md").read_text()
+
+
+def test_a_cvae_without_a_judge_is_built_on_no_run_that_may_have_seen_the_target(train, photographs: Path) -> None:
+    assert train("alone", "--algorithm", "CVAE", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 0
+    assert "camera0 (never seen): " in (run_folder("alone") / "summary.md").read_text()

@@ -13,7 +13,9 @@ from domainbed.algorithms.base import EncoderHParams
 from domainbed.analysis.recorded import RecordedRun
 
 #: Figures of answers about labels: they ask for the same images, but not at the same size.
-_OF_LABELS = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "kappa")
+_OF_LABELS = (
+    "accuracy", "balanced_accuracy", "macro_f1", "auc", "auc_referable", "kappa", "sensitivity", "specificity",
+)  # fmt: skip
 #: What decides which reconstruction term is taken, and what, in which unit.
 _RECONSTRUCTION, _UNIT = ("likelihood", "sigma", "loss"), ("recon_reduction", "paper_compat")
 #: Settings that change a model or its way there, and never what `total_loss` of given answers is.

@@ -66,7 +66,7 @@ def analyse(
         those of `OpenedRun.about`; images (number), images_of, environments {name: {"images", "role"}},
         code_dimensions.
         class, environment: `separation` of the codes by each; None where there is only one or none.
-        pca: explained_variance_ratio of the first ten components, components_for {share: number}.
+        pca: of `principal_components`; None where all codes are the same.
         posterior: of `codes.information`, None without a posterior. codebook: of `codebook_use`, None without one.
         maps: {name: {"title", "file", "trustworthiness"}}. map: the last of them, its kind, the rows of the images and
             their points (N, 2); None where none was drawn. findings, notes: sentences. pictures.
@@ -270,11 +270,16 @@ def codebook_use(run: OpenedRun, chosen: dict[str, np.ndarray]) -> dict[str, Any
 
 
 def principal_components(code: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """Return the figures of a principal component analysis of (N, D), and the scores (N, <= 50) of its first ones."""
+    """Return the figures of a principal component analysis of (N, D), and the scores (N, <= 50) of its first ones.
+
+    Returns:
+        dimensions (D), explained_variance_ratio of the first ten components, components_for {share: number}.
+    """
     spread, axes = principal_axes(code)
     share = spread.square() / spread.square().sum()
     reached = share.cumsum(0)
     figures = {
+        "dimensions": code.shape[1],
         "explained_variance_ratio": share[:10].tolist(),
         "components_for": {str(part): int((reached < part - 1e-9).sum()) + 1 for part in SHARES},
     }

@@ -73,7 +73,7 @@ def table(found: dict[str, Any]) -> list[str]:
             lines.append(f"  {'silhouette':<22} {figures['silhouette']:6.3f}")
     if pca := found["pca"]:
         count = ", ".join(f"{float(share):.0%} in {number}" for share, number in pca["components_for"].items())
-        lines.append(f"variance, of {found['code_dimensions']} dimensions: {count} principal components")
+        lines.append(f"variance, of {pca['dimensions']} dimensions: {count} principal components")
     if posterior := found["posterior"]:
         lines.append("posterior                   dimensions  active  KL (nats)")
         levels = posterior["levels"] if len(posterior["levels"]) > 1 else []

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from planted_runs import plant
 from scipy import stats
 
+from domainbed import metrics
 from domainbed.analysis import comparable
 from domainbed.analysis.compare import (
     EQUAL,
@@ -23,6 +25,7 @@ from domainbed.analysis.compare import (
 )
 from domainbed.analysis.recorded import RecordedRun
 from domainbed.errors import UserError
+from domainbed.summary import COLUMNS
 
 #: As every run of a VAE records them; a run may change some.
 ELBO = {"reduction": "sums", "beta": 1.0, "capacity": None, "label_weight": None}
@@ -148,6 +151,17 @@ def test_figures_of_pixels_need_the_same_size_and_those_of_labels_do_not(tmp_pat
     )
     assert [entry["metric"] for entry in found["differences"]] == ["accuracy"] and found["metrics"] == ["accuracy"]
     assert any("psnr" in note and "image_size" in note for note in found["notes"])
+
+
+def test_every_figure_of_labels_can_be_compared_between_algorithms(tmp_path: Path) -> None:
+    answers, labels = torch.eye(3)[[0, 1, 2, 2]], torch.tensor([0, 1, 2, 1])
+    figures = metrics.classification(answers, labels, ordinal=True, positives=(1, 2))
+    figures |= metrics.screening(metrics.Flags(labels > 0, labels > 1))
+    values = {name: value for name, value in figures.items() if isinstance(value, float)}
+    assert {"auc_referable", "sensitivity", "specificity"} <= values.keys()
+    runs = read(*(plant(tmp_path / name, {(0, "x"): values}, algorithm=name) for name in ("ERM", "VAE_DG")))
+    found = analyse(runs, tmp_path / "out")
+    assert set(found["metrics"]) == values.keys() & COLUMNS.keys() and not any("not compared" in n for n in found["notes"])
 
 
 def test_runs_are_labelled_by_what_differs(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from domainbed.algorithms.latent_classifier import LatentClassifier
 from domainbed.algorithms.vae import VAE
 from domainbed.algorithms.vqvae import VQVAE
 from domainbed.analysis import latents
+from domainbed.cli.latents import table
 from domainbed.datasets.base import UNLABELLED
 from domainbed.errors import UserError
 from domainbed.testing import build, minibatches
@@ -290,5 +291,6 @@ def test_a_map_is_read_by_its_mean_over_places_and_its_kl_by_channel_and_place(t
     np.testing.assert_allclose(figures["kl_per_channel_nats"], kl.sum((1, 2)))
     np.testing.assert_allclose(figures["kl_per_place_nats"], kl.sum(0))
     assert len(found["pca"]["explained_variance_ratio"]) == 3
+    assert any(line.startswith("variance, of 3 dimensions: ") for line in table(found))
     assert any("a map of 3 channels at 8 x 8 places" in note for note in found["notes"])
     assert (tmp_path / "kl.png").is_file()
