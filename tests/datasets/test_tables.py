@@ -91,6 +91,10 @@ def test_rows_that_do_not_fit(tmp_path, text, says):
         ('[{"Label": 0, "label": 1}]', "row 1 has 'label' twice"),
         ('[{"label": 0, "label": 1}]', "row 1 has 'label' twice"),
         ('[{"label": {"grade": 1}}]', "holds an object"),
+        ("[" * 100_000, "nested too deeply. Write a list of objects, one per image"),
+        ('[{"label": ' + "9" * 5000 + "}]", "is not valid JSON: Exceeds the limit"),
+        ('[{"path": "a"}, {"path": "b\\ud800"}]', "row 2: 'path' holds half a character, 'b\\ud800'"),
+        ('[{"b\\udfff": "a"}]', "row 1: 'b\\udfff' holds half a character"),
     ],
 )
 def test_faults_of_json(tmp_path, text, says):
