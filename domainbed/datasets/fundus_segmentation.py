@@ -45,6 +45,7 @@ from domainbed.datasets.masks import (
 )
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names
+from domainbed.paths import user_path
 from domainbed.registry import DATASETS
 
 LESIONS = ("microaneurysms", "haemorrhages", "hard_exudates", "soft_exudates")
@@ -167,7 +168,7 @@ class FundusSegmentation(Dataset):
     def _existing(self, data_dir: Path | None) -> Path:
         if data_dir is None:
             raise self._fault("no --data_dir is given")
-        root = Path(data_dir).expanduser()
+        root = user_path(data_dir)
         if not root.is_dir():
             raise self._fault(f"{str(root)!r} is a file" if root.exists() else f"there is no {str(root)!r}")
         return root
