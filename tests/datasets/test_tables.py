@@ -161,6 +161,12 @@ def test_a_misspelt_column_can_be_settled_by_a_setting(tmp_path):
     assert columns.assign(table, ["label:none"]) == {"path": "path"}
 
 
+def test_a_role_is_named_once(tmp_path):
+    table = read(tmp_path, "path,environment,grade,level\na,n,0,1\n")
+    with pytest.raises(UserError, match="columns names two columns for label: grade and level. Name one"):
+        columns.assign(table, ["label:grade", "label:level"])
+
+
 def test_a_column_of_masks_by_a_setting(tmp_path):
     table = read(tmp_path, "path,vessels\na,b\n")
     assert columns.assign(table, ["mask_vessels:vessels"]) == {"path": "path", "mask_vessels": "vessels"}
