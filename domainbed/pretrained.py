@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from domainbed.errors import UserError
 from domainbed.networks.encoders import check_model, without_values
+from domainbed.paths import user_path
 
 #: How long the hub may take to answer before a run starts without it.
 HUB_TIMEOUT_SECONDS = 3.0
@@ -248,7 +249,7 @@ def fitted(backbone: nn.Module, model: str, source: str) -> dict[str, Tensor]:
         UserError: the package is not installed; the file can't be read, holds more than tensors, or does not fit.
     """
     package = package_of(source)
-    path = package.file() if package else Path(source).expanduser()
+    path = package.file() if package else user_path(source)
     states = list(read_states(path).values())
     state = max(states, key=lambda one: len(_without_prefix(one, backbone).keys() & backbone.state_dict().keys()))
     state, faults = _fit(state, backbone, model)

@@ -132,6 +132,12 @@ def test_networks_are_torch_modules_and_nothing_else():
     assert not found, "\n".join(found)
 
 
+def test_home_is_expanded_in_one_place() -> None:
+    """`Path.expanduser` raises RuntimeError for a home that nobody has, which `user_path` puts into words."""
+    places = [path for path in PACKAGE.rglob("*.py") if ").expanduser()" in path.read_text(encoding="utf-8")]
+    assert places == [PACKAGE / "paths.py"]
+
+
 def test_there_is_no_drawer_for_odds_and_ends():
     drawers = {"utils", "util", "misc", "helpers", "common"}
     assert not [path for path in PACKAGE.rglob("*") if path.stem in drawers]

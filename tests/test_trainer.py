@@ -459,6 +459,24 @@ def test_a_batch_that_can_not_be_cut_is_refused_before_anything_is_decoded(train
     assert "images of" not in out and not run_folder("uneven").exists()
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "setting", "says"),
+    [
+        ("VAE", "latent=map latent_halvings=4", "a map needs two places a side"),
+        ("CVAE", "latent=map latent_channels=500", "more than the 192 values of a patch"),
+        ("VAE_DG", "latent=map latent_halvings=4", "a map needs two places a side"),
+        ("HVAE", "stride=4", "divide an image's side by 256"),
+        ("AE", "layers=maxpool 32,code,upsample 32,conv image 3", "too small for so many layers"),
+    ],
+)
+def test_images_too_small_for_an_algorithm_are_refused_before_any_is_decoded(
+    train, photographs: Path, algorithm: str, setting: str, says: str
+) -> None:
+    settings = [setting] if algorithm == "AE" else setting.split()
+    status, out, err = train("small", "--algorithm", algorithm, "--data_dir", photographs, *settings, *SHORT)
+    assert status == 2 and says in err and "decoded" not in out
+
+
 def test_annealing_that_does_not_end_stands_in_the_summary(train, photographs: Path) -> None:
     arguments = ["--data_dir", photographs, "--test_envs", "0", "--algorithm", "VAE_DG", *SHORT]
     arguments += ["model=test_resnet", "pretrained=false", "latent_dim=8"]

@@ -94,6 +94,13 @@ class AE(Algorithm):
             if self.latent_dim is None and not self.layers:
                 raise ValueError("latent_dim = null leaves the code to the grid of `layers`. Give layers, or a size")
 
+        def check_size(self, input_shape: tuple[int, int, int]) -> None:
+            """Raise `UserError` where images (C, H, W) are too small for the layers."""
+            super().check_size(input_shape)
+            if self.layers:
+                with torch.device("meta"):  # shapes alone
+                    layers.LayerEncoder(layers.parse(self.layers)[0], input_shape)
+
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         h = self.hparams

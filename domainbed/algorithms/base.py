@@ -255,6 +255,9 @@ class Algorithm(nn.Module):
             """Whether the algorithm can't do without the finished run of a key of `runs`."""
             return True
 
+        def check_size(self, input_shape: tuple[int, int, int]) -> None:
+            """Raise `UserError` where the algorithm can't take images (C, H, W), before any of them is decoded."""
+
         def idle(self) -> dict[str, str]:
             """Return what belongs to another schedule of the learning rate."""
             keys = () if self.lr_schedule == "step" else ("lr_step_size", "lr_gamma")

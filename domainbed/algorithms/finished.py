@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.base import Algorithm, Coder, Encoder, Predictor
 from domainbed.errors import UserError
 from domainbed.hparams import Kind, path_text
 from domainbed.paths import is_shortened, user_path
@@ -320,6 +320,14 @@ def check_shape(key: str, run: FinishedRun, input_shape: tuple[int, int, int]) -
         )
 
 
+#: What a run can't do that lacks a capability.
+_LACKS: dict[Any, str] = {
+    Coder: "gives no grid of discrete codes",
+    Encoder: "gives no code of an image",
+    Predictor: "predicts no classes",
+}
+
+
 def freeze(key: str, run: FinishedRun | str, input_shape: tuple[int, int, int], capability: Any = None) -> Frozen:
     """Return the algorithm of a finished run, frozen.
 
@@ -327,7 +335,7 @@ def freeze(key: str, run: FinishedRun | str, input_shape: tuple[int, int, int], 
         key: what named the run, for messages.
         run: its description, or the path of an exported model or of a run that holds one.
         input_shape: (C, H, W) of the images that it will be given.
-        capability: a protocol of `algorithms.base` that it must have, such as `Encoder`.
+        capability: `Coder`, `Encoder` or `Predictor` of `algorithms.base`, which it must be.
 
     Raises:
         UserError: the run can't be used: missing, unfinished, of another input size, without the capability.
@@ -338,8 +346,8 @@ def freeze(key: str, run: FinishedRun | str, input_shape: tuple[int, int, int], 
     algorithm = build(run)
     if capability is not None and not isinstance(algorithm, capability):
         raise UserError(
-            f"{key}: {run.path} is a run of {run.algorithm}, which is no {capability.__name__}: "
-            f"{(capability.__doc__ or '').partition(chr(10))[0]} Name a run of an algorithm that can"
+            f"{key}: {run.path} is a run of {run.algorithm}, which {_LACKS[capability]}. Name a run of an algorithm "
+            "that does"
         )
     return Frozen(algorithm)
 

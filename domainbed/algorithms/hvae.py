@@ -32,7 +32,7 @@ from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.algorithms.variational import VAEHParams, VariationalObjective
 from domainbed.hparams import Field, PositiveInt
 from domainbed.networks.hierarchical import BottomUp, Ladder, Level
-from domainbed.networks.strided import StridedDecoder, StridedEncoder
+from domainbed.networks.strided import StridedDecoder, StridedEncoder, margins_and_grid
 from domainbed.objectives import gaussian, weights
 from domainbed.registry import ALGORITHMS
 
@@ -67,6 +67,11 @@ class HVAE(Algorithm):
                     f"latent_dims = {self.latent_dims} has {len(self.latent_dims)} levels, more than the encoder has "
                     f"layers (encoder_hidden_dims = {self.encoder_hidden_dims}). Give fewer levels or more layers"
                 )
+
+        def check_size(self, input_shape: tuple[int, int, int]) -> None:
+            """Raise `UserError` where images (C, H, W) are too small for the encoder's strides."""
+            super().check_size(input_shape)
+            margins_and_grid(input_shape[1:], self.encoder_hidden_dims, self.stride)
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)

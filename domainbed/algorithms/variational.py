@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.hparams import Field, NonNegativeFloat, PositiveFloat, PositiveInt, StepCount
+from domainbed.networks.maps import map_shape
 from domainbed.objectives import gaussian, schedules, weights
 from domainbed.objectives.likelihoods import SCALED, Gaussian, make_likelihood
 from domainbed.objectives.structure import StructureTerm
@@ -65,6 +66,12 @@ class LatentHParams(Algorithm.HParams):
     )
     latent_halvings: PositiveInt = Field(3, description="latent=map: a patch has a side of 2^latent_halvings px")
     latent_channels: PositiveInt = Field(16, description="latent=map: numbers for each patch")
+
+    def check_size(self, input_shape: tuple[int, int, int]) -> None:
+        """Raise `UserError` where images (C, H, W) are too small for the map."""
+        super().check_size(input_shape)
+        if self.latent == "map":
+            map_shape(input_shape, self.latent_channels, self.latent_halvings)
 
     def idle(self) -> dict[str, str]:
         """Return what belongs to the other kind of code."""

@@ -88,6 +88,10 @@ def analyse(
     undefined = predicts and not all(one.probabilities.isfinite().all() for one in answers.values())
     if undefined:
         notes.append("some probabilities are not finite: no figures of a classifier, and no calibration")
+    if reconstructs:
+        errors = torch.cat([one.outputs.per_image["mse"] for one in answers.values()])
+        if broken := int((~errors.isfinite()).sum()):
+            notes.append(f"reconstructions of {broken} of {len(errors)} images are not finite: no figures of them")
     environments: dict[str, Any] = {}
     for name, one in answers.items():
         environments[name] = {

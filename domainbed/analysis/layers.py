@@ -139,6 +139,12 @@ def movement(values: Sequence[float]) -> dict[str, Any]:
 def findings(found: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:
     """Return in words what a reader must know, or that there is nothing of the kind."""
     said = []
+    if broken := [layer for layer in layers if layer.not_finite]:
+        named = [f"{layer.name} ({layer.not_finite:.0%})" for layer in broken]
+        said.append(
+            f"NOT FINITE: {listed(named)} answer images with numbers that are not finite: the training has diverged. "
+            "Look at another --checkpoint, or train again with a lower lr or with clip_norm=1"
+        )
     for name, terms in found["loss"].items():
         loss = terms["movement"]
         if loss["moves"] is False:
@@ -360,7 +366,7 @@ def _share_without_gradient(run: OpenedRun, rows: np.ndarray, name: str) -> floa
 def _write_csv(path: Path, layers: Sequence[Layer]) -> None:
     """Write every layer, whole, one a line."""
     columns = ["layer", "kind", "output", "parameters", "trainable", "norm_init", "norm_change", "change", "dead",
-               "constant"]  # fmt: skip
+               "constant", "not_finite"]  # fmt: skip
     with explain_os_errors(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -371,5 +377,5 @@ def _write_csv(path: Path, layers: Sequence[Layer]) -> None:
                 norms = one.norms or (None, None)
                 writer.writerow(
                     [one.name, one.kind, shape, one.parameters, one.trainable, *norms, one.change, one.dead,
-                     one.constant]
+                     one.constant, one.not_finite]
                 )  # fmt: skip

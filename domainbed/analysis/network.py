@@ -46,6 +46,8 @@ class Layer:
         norms: |init| and |now - init|.
         dead: share of the units that are never above 0, of rectifiers; None for other layers.
         constant: share of the units that are the same for every image; None where no image passes.
+        not_finite: share of the units that answer an image with a number that is not finite. Where there are any, dead
+            and constant are None; None where no image passes.
         is_answer: whether an image passes it on the way to an answer without noise.
     """
 
@@ -59,6 +61,7 @@ class Layer:
     norms: tuple[float, float] | None = None
     dead: float | None = None
     constant: float | None = None
+    not_finite: float | None = None
     is_answer: bool = False
 
     @property
@@ -192,7 +195,7 @@ def _set_change(layer: Layer, module: nn.Module, began: nn.Module) -> None:
 
 
 def measure_units(run: OpenedRun, rows: np.ndarray, layers: list[Layer]) -> None:
-    """Set the share of dead and of constant units of every layer, over some images.
+    """Set the share of dead, of constant and of not finite units of every layer, over some images.
 
     A unit is a channel of a map, or a number of a vector. Its variance over images is taken at each place and averaged
     over places, so that what draws the same pattern for every image is constant.
@@ -217,18 +220,26 @@ def measure_units(run: OpenedRun, rows: np.ndarray, layers: list[Layer]) -> None
     for layer in layers:
         if layer.name in units and len(rows) > 1:
             found = units[layer.name]
+            layer.not_finite = (~found.finite).float().mean().item()
+            if layer.not_finite:
+                continue
             layer.constant = found.constant().float().mean().item()
             if isinstance(modules[layer.name], RECTIFIERS):
                 layer.dead = (found.highest <= 0).float().mean().item()
 
 
 class _Units:
-    """Largest value, and variance over images, of the units of one layer; sums are of differences from one image."""
+    """Largest value, and variance over images, of the units of one layer; sums are of differences from one image.
+
+    Attributes:
+        highest: (U,). finite: (U,) bool, whether all values are finite.
+    """
 
     def __init__(self, reference: Tensor) -> None:
         self.reference = reference.clone()  # (1, U, P)
         self.sum, self.squares = torch.zeros_like(self.reference[0]), torch.zeros_like(self.reference[0])
         self.highest = torch.full_like(self.sum[:, 0], -math.inf)  # (U,)
+        self.finite = torch.ones_like(self.highest, dtype=torch.bool)
         self.count = 0
 
     def add(self, values: Tensor) -> None:
@@ -237,6 +248,7 @@ class _Units:
         self.sum += difference.sum(0)
         self.squares += difference.square().sum(0)
         self.highest = self.highest.maximum(values.amax((0, 2)))
+        self.finite &= values.isfinite().all(2).all(0)
         self.count += len(values)
 
     def constant(self) -> Tensor:

@@ -78,7 +78,8 @@ def analyse(
         findings, notes: sentences. pictures.
 
     Raises:
-        UserError: the model neither decodes codes nor draws samples, and no factors of its codes are known.
+        UserError: the model neither decodes codes nor draws samples, and no factors of its codes are known; or a code,
+            or what it draws, is not finite.
     """
     algorithm: Any = run.algorithm
     has_codes = isinstance(algorithm, Encoder)
@@ -216,7 +217,21 @@ def decode(run: OpenedRun, z: Tensor, label: int | None = None, level: int | Non
             else:
                 drawn = algorithm.decode(some)
             parts.append(drawn.float().cpu())
-    return torch.cat(parts)
+    return finite(run, torch.cat(parts))
+
+
+def finite(run: OpenedRun, images: Tensor) -> Tensor:
+    """Return images that the model drew.
+
+    Raises:
+        UserError: they are not finite, which no picture and no difference would tell from a decoder that stands still.
+    """
+    if not images.isfinite().all():
+        raise UserError(
+            f"{run.config['algorithm']} draws numbers that are not finite: nothing can be said of them. Try "
+            "--precision float32, or another --checkpoint"
+        )
+    return images
 
 
 def traverse(run: OpenedRun, found: dict[str, Any], space: CodeSpace, row: int, folder: Path) -> None:
@@ -334,7 +349,7 @@ def draw_samples(run: OpenedRun, found: dict[str, Any], components: int | None, 
     count = NUM_SAMPLES * SAMPLE_ROWS
 
     def add(name: str, images: Tensor) -> None:
-        for number, part in enumerate(images.float().cpu().split(NUM_SAMPLES), start=1):
+        for number, part in enumerate(finite(run, images.float().cpu()).split(NUM_SAMPLES), start=1):
             tiles[f"{name} {number}"] = part
 
     if isinstance(algorithm, Sampler):
@@ -368,7 +383,7 @@ def draw_samples(run: OpenedRun, found: dict[str, Any], components: int | None, 
         for label, name in enumerate(run.classes):
             with run.engine.evaluation(run.algorithm, NOISE_SEED):  # the same noise for each
                 y = torch.full((NUM_SAMPLES,), label, device=run.engine.device)
-                by_label[name] = algorithm.sample(NUM_SAMPLES, y).float().cpu()
+                by_label[name] = finite(run, algorithm.sample(NUM_SAMPLES, y).float().cpu())
         spread = torch.stack([*by_label.values()])  # (K, 8, C, H, W)
         change = (spread - spread.mean(0)).abs()
         title = f"{run.title} · drawn under each label, a column has the same noise"

@@ -188,6 +188,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
             path = folder / finished.BUILT_ON
             built_on = json.loads(path.read_text()) if path.is_file() else {}
         else:
+            hparams.check_size(dataset.input_shape)
             if has_encoder(hparams):
                 check_encoder(hparams, dataset.input_shape)
             for seed in settings.seeds or [settings.seed]:

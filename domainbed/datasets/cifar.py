@@ -26,6 +26,7 @@ from domainbed.datasets.mnist import numbered
 from domainbed.datasets.sources import Files, Rows, Source, SourceDataset, ZipMembers
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, PositiveInt
+from domainbed.paths import user_path
 from domainbed.registry import DATASETS
 
 _SIDE_PX = 32
@@ -62,7 +63,7 @@ class _Cifar(SourceDataset):
         """Return where the images are read from, and the samples, in one order."""
         if data_dir is None:
             raise self._fault("no --data_dir is given")
-        root = Path(data_dir).expanduser()
+        root = user_path(data_dir)
         if root.is_file():
             if root.suffix.lower() != ".zip":
                 raise self._fault(f"{str(root)!r} is a file, and no .zip")

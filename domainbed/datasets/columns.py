@@ -101,6 +101,8 @@ def _told(table: Table, settings: Iterable[str]) -> dict[str, str]:
             raise UserError(
                 f"columns = {setting}: {table.path} has no column {name!r}{did_you_mean(name, table.columns)}"
             )
+        if role in told:
+            raise UserError(f"columns names two columns for {role}: {told[role]} and {column or NONE}. Name one")
         told[role] = column or NONE
     return told
 

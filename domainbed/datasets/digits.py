@@ -18,6 +18,7 @@ from domainbed.datasets.download import RemoteFile, fetch
 from domainbed.datasets.mnist import DIGIT_DEFAULTS, DIGITS, MNIST, check_digits, numbered, read_mnist
 from domainbed.datasets.sources import Rows, SourceDataset
 from domainbed.errors import UserError
+from domainbed.paths import user_path
 from domainbed.registry import DATASETS
 
 _URL = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/"
@@ -71,7 +72,7 @@ def read_usps(needs: str, data_dir: Path, download: bool) -> dict[str, tuple[np.
     Raises:
         UserError: files are missing, can't be fetched, or are damaged.
     """
-    root = Path(data_dir).expanduser()
+    root = user_path(data_dir)
     for folder in (root / place for place in _PLACES):
         if (folder / TEXT_FILES["train"].name).is_file():
             paths = {split: folder / remote.name for split, remote in TEXT_FILES.items()}

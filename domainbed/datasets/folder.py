@@ -29,6 +29,7 @@ from domainbed.datasets.listing import PassedOver, folders_in, images_below, ima
 from domainbed.datasets.preprocess import Preprocess
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names
+from domainbed.paths import user_path
 from domainbed.registry import DATASETS
 
 
@@ -136,7 +137,7 @@ class Folder(Dataset):
     def _existing(self, data_dir: Path | None) -> Path:
         if data_dir is None:
             raise self._fault("no --data_dir is given", "Give it the folder that holds the environments")
-        root = Path(data_dir).expanduser()
+        root = user_path(data_dir)
         if root.is_dir():
             return root
         if root.exists():
@@ -238,7 +239,7 @@ class Folder(Dataset):
 
     def _table_hint(self) -> str:
         """Return a sentence that names a table that lies near the images, as competitions ship their labels."""
-        root = Path(self.data_dir).expanduser() if self.data_dir else None
+        root = user_path(self.data_dir) if self.data_dir else None
         if root is None or not root.is_dir():
             return ""
         beside = _tables_in([root, *(root / name for name in folders_in(root))]) or _tables_in([root.resolve().parent])

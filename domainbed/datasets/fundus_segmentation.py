@@ -45,6 +45,7 @@ from domainbed.datasets.masks import (
 )
 from domainbed.errors import UserError, did_you_mean
 from domainbed.hparams import Field, Names
+from domainbed.paths import user_path
 from domainbed.registry import DATASETS
 
 LESIONS = ("microaneurysms", "haemorrhages", "hard_exudates", "soft_exudates")
@@ -167,7 +168,7 @@ class FundusSegmentation(Dataset):
     def _existing(self, data_dir: Path | None) -> Path:
         if data_dir is None:
             raise self._fault("no --data_dir is given")
-        root = Path(data_dir).expanduser()
+        root = user_path(data_dir)
         if not root.is_dir():
             raise self._fault(f"{str(root)!r} is a file" if root.exists() else f"there is no {str(root)!r}")
         return root
@@ -185,7 +186,20 @@ class FundusSegmentation(Dataset):
                 raise UserError(f"no environment {name!r} in {str(root)!r}{did_you_mean(name, found)}")
         for group in alike(found):
             self.notes.append(f"the environments {' and '.join(map(repr, group))} differ in case or punctuation alone")
-        return [(name, *self._read(name, *found[name])) for name in wanted]
+        environments = [(name, *self._read(name, *found[name])) for name in wanted]
+        empty = {name: folder for name, folder, photographs in environments if not photographs}
+        if empty:
+            rest = ",".join(name for name in wanted if name not in empty)
+            unread = PassedOver()
+            for folder in empty.values():
+                list(images_below(folder, (), unread))
+            not_read = f" (not read: {unread.what_is_unread()})" if unread.unread else ""
+            do = f", or name the environments: environments={rest}" if rest else ""
+            raise UserError(
+                f"{some(empty)} in {str(root)!r} {'holds' if len(empty) == 1 else 'hold'} no photograph{not_read}. Put "
+                f"photographs into {'its folder' if len(empty) == 1 else 'their folders'} images{do}"
+            )
+        return environments
 
     def _below(self, root: Path, paths: Sequence[str]) -> dict[str, tuple[Path, "Source"]]:
         """Return the folders in `root` that are environments, by name."""

@@ -38,6 +38,7 @@ from domainbed.datasets.paths import Paths, UnclearPath
 from domainbed.datasets.preprocess import Preprocess
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Names
+from domainbed.paths import user_path
 from domainbed.registry import DATASETS
 
 _SHOWN = 5
@@ -111,7 +112,7 @@ class Manifest(Dataset):
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         super().__init__(data_dir, hparams)
         table = tables.read(_find_table(data_dir))
-        self._root = table.path.parent / (hparams.root_dir or Path()).expanduser()
+        self._root = table.path.parent / user_path(hparams.root_dir or Path())
         if not self._root.is_dir():
             raise UserError(f"root_dir = {hparams.root_dir}: there is no folder {str(self._root)!r}. Give another one")
         self._table, self._roles = table, self._assign(table)
@@ -400,7 +401,7 @@ def _find_table(data_dir: Path | None) -> Path:
     needs = "Manifest needs a .csv, .tsv or .json table with the columns path and environment"
     if data_dir is None:
         raise UserError(f"{needs}, but no --data_dir is given. Give the path of the table")
-    path = Path(data_dir).expanduser()
+    path = user_path(data_dir)
     if path.is_file():
         if path.suffix.lower() in tables.SUFFIXES:
             return path

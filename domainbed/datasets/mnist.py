@@ -25,6 +25,7 @@ from domainbed.datasets.preprocess import PREPROCESSINGS
 from domainbed.datasets.sources import Rows, SourceDataset
 from domainbed.errors import UserError
 from domainbed.hparams import Field, Names, NonNegativeInt, PositiveInt, names_in
+from domainbed.paths import user_path
 from domainbed.registry import DATASETS
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -289,7 +290,7 @@ def _find(needs: str, data_dir: Path | None, download: bool) -> dict[str, Path]:
     )
     if data_dir is None:
         raise UserError(f"{layout}, but no --data_dir is given. Give it the folder that holds MNIST/raw")
-    root = Path(data_dir).expanduser()
+    root = user_path(data_dir)
     found = max((_files_in(root / place) for place in _PLACES), key=len)
     missing = [name for name in FILES if name not in found]
     if missing and download:

@@ -16,9 +16,10 @@ import numpy as np
 
 from domainbed.datasets import images, splits
 from domainbed.datasets.base import Dataset, Sample
-from domainbed.datasets.folder import some
+from domainbed.datasets.listing import some
 from domainbed.datasets.masks import MaskClasses, digest_files, read_files
 from domainbed.errors import UserError
+from domainbed.paths import user_path
 from domainbed.registry import DATASETS
 
 #: File of a split, and what it is here: the published training images are divided into train and val by the run.
@@ -109,7 +110,7 @@ class OxfordPets(Dataset):
     def _existing(self, data_dir: Path | None) -> Path:
         if data_dir is None:
             raise self._fault("no --data_dir is given")
-        root = Path(data_dir).expanduser()
+        root = user_path(data_dir)
         for place in (root / place for place in _PLACES):
             if (place / "images").is_dir() and (place / "annotations").is_dir():
                 return place

@@ -150,8 +150,10 @@ def _check_header(path: Path, header: list[str]) -> None:
 def _from_json(path: Path, text: str) -> Table:
     try:
         entries = json.loads(text, object_pairs_hook=_Pairs)
-    except json.JSONDecodeError as error:
-        lines = ". Put its lines into one list" if error.msg == "Extra data" else ""
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply. Write a list of objects, one per image") from None
+    except ValueError as error:  # also of a number with thousands of digits
+        lines = ". Put its lines into one list" if getattr(error, "msg", "") == "Extra data" else ""
         raise UserError(f"{path} is not valid JSON: {error}{lines}") from None
     if not isinstance(entries, list) or isinstance(entries, _Pairs):
         kind = "an object" if isinstance(entries, _Pairs) else f"a {type(entries).__name__}"
@@ -169,12 +171,24 @@ def _from_json(path: Path, text: str) -> Table:
             if isinstance(value, list):
                 kind = "an object" if isinstance(value, _Pairs) else "a list"
                 raise UserError(f"{path}, row {number}: {key!r} holds {kind}, not a text or a number")
+            for text in (key, value):
+                if isinstance(text, str) and not _is_whole(text):
+                    raise UserError(f"{path}, row {number}: {key!r} holds half a character, {ascii(text)}. Correct it")
             if key in row:
                 raise UserError(f"{path}, row {number} has {key!r} twice. Rename or remove one")
             row[key] = "" if value is None else _clean(str(value))
         if any(row.values()):
             rows.append((number, row))
     return Table(path, list(dict.fromkeys(name for _, row in rows for name in row if name)), rows)
+
+
+def _is_whole(text: str) -> bool:
+    """Whether text is what UTF-8 can hold, or bytes of a file's name that are no text, as Python writes these."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -35,7 +35,7 @@ class StridedEncoder(nn.Module):
     def __init__(self, input_shape: tuple[int, int, int], hidden_dims: Sequence[int], stride: int) -> None:
         super().__init__()
         channels, *size = input_shape
-        self.margins, self.grid = _grid(size, hidden_dims, stride)
+        self.margins, self.grid = margins_and_grid(size, hidden_dims, stride)
         layers: list[nn.Module] = [nn.Conv2d(channels, hidden_dims[0], 3, padding=1)]
         for inputs, outputs in zip(hidden_dims, hidden_dims[1:], strict=False):
             layers += [_norm(inputs), nn.LeakyReLU(0.01), nn.Conv2d(inputs, outputs, *_window(stride))]
@@ -64,7 +64,7 @@ class StridedDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels, *size = output_shape
-        margins, grid = _grid(size, hidden_dims, stride)
+        margins, grid = margins_and_grid(size, hidden_dims, stride)
         self.margins = [-margin for margin in margins]  # what the encoder pads, the decoder cuts off
         layers: list[nn.Module] = [nn.Linear(latent_dim, math.prod(grid)), nn.Unflatten(1, grid)]
         widths = list(reversed(hidden_dims))
@@ -82,7 +82,9 @@ class StridedDecoder(nn.Module):
         return F.pad(self.layers(z), self.margins)
 
 
-def _grid(size: Sequence[int], hidden_dims: Sequence[int], stride: int) -> tuple[list[int], tuple[int, int, int]]:
+def margins_and_grid(
+    size: Sequence[int], hidden_dims: Sequence[int], stride: int
+) -> tuple[list[int], tuple[int, int, int]]:
     """Return the padding that makes a size (H, W) divisible, and the grid (C', H', W') of a strided encoder's end.
 
     Raises:

@@ -104,7 +104,7 @@ def test_it_asks_for_a_run() -> None:
 
 
 def test_a_run_without_codes_is_refused() -> None:
-    with pytest.raises(UserError, match=r"codes_run: .* is a run of AE, which is no Coder: Gives a grid of discrete"):
+    with pytest.raises(UserError, match=r"codes_run: .* is a run of AE, which gives no grid of discrete codes"):
         small(codes_run=untrained_run(AE, SHAPE))
 
 

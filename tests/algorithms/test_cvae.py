@@ -221,7 +221,7 @@ def test_what_can_not_be_is_one_message():
         CVAE(SHAPES[0], 5, 1, {"judge_run": erm, **judge})
     with pytest.raises(UserError, match=r"judge_run: .* takes images of 3 x 32 x 32"):
         CVAE((3, 64, 64), 3, 1, {"judge_run": erm, **judge})
-    with pytest.raises(UserError, match="is a run of AE, which is no Predictor"):
+    with pytest.raises(UserError, match="is a run of AE, which predicts no classes"):
         CVAE(SHAPES[0], 3, 1, {"judge_run": untrained_run(AE, SHAPES[0]), **judge})
 
 

@@ -99,7 +99,7 @@ def test_another_image_size_or_a_lacking_capability_says_what_to_do() -> None:
     run = untrained_run(ALGORITHMS["AE"], SHAPES[0])
     with pytest.raises(UserError, match=r"3 x 32 x 32.*1 x 28 x 28.*image_size"):
         finished.freeze("encoder_run", run, (1, 28, 28))
-    with pytest.raises(UserError, match="run of AE, which is no Predictor: Gives class logits"):
+    with pytest.raises(UserError, match="run of AE, which predicts no classes. Name a run of an algorithm that does"):
         finished.freeze("judge_run", run, SHAPES[0], Predictor)
 
 

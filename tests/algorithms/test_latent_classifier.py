@@ -209,7 +209,7 @@ def test_a_run_that_can_not_be_probed_says_what_to_do(hparams: dict, message: st
 
 def test_an_algorithm_that_does_not_encode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     run = untrained_run(CodePrior, SHAPE)
-    with pytest.raises(UserError, match="run of CodePrior, which is no Encoder: Gives a code"):
+    with pytest.raises(UserError, match="run of CodePrior, which gives no code of an image. Name a run of"):
         LatentClassifier(SHAPE, NUM_CLASSES, 2, {"encoder_run": run})
     with pytest.raises(UserError, match="CodePrior, the algorithm of encoder_run, has no part `encoder`.*layer=latent"):
         LatentClassifier(SHAPE, NUM_CLASSES, 2, {"encoder_run": run, "layer": "features"})

@@ -161,7 +161,9 @@ def test_every_figure_of_labels_can_be_compared_between_algorithms(tmp_path: Pat
     assert {"auc_referable", "sensitivity", "specificity"} <= values.keys()
     runs = read(*(plant(tmp_path / name, {(0, "x"): values}, algorithm=name) for name in ("ERM", "VAE_DG")))
     found = analyse(runs, tmp_path / "out")
-    assert set(found["metrics"]) == values.keys() & COLUMNS.keys() and not any("not compared" in n for n in found["notes"])
+    assert set(found["metrics"]) == values.keys() & COLUMNS.keys() and not any(
+        "not compared" in n for n in found["notes"]
+    )
 
 
 def test_runs_are_labelled_by_what_differs(tmp_path: Path) -> None:

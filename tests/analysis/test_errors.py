@@ -182,6 +182,13 @@ def test_answers_that_are_not_finite_are_said_and_the_rest_is_shown(tmp_path: Pa
     assert {one["file"] for one in found["pictures"]} == {f"reconstructions_camera{one}.png" for one in (0, 1)}
 
 
+def test_reconstructions_that_are_not_finite_are_said(tmp_path: Path) -> None:
+    run = dimmed_run(0)
+    run.algorithm.reconstruct = lambda x: torch.full_like(x, torch.nan)
+    found = errors.analyse(run, tmp_path, num_worst=2)
+    assert any("reconstructions of 40 of 40 images are not finite" in note for note in found["notes"])
+
+
 def test_the_worst_masks_are_those_with_the_lowest_dice(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)

@@ -17,6 +17,7 @@ from domainbed import testing
 from domainbed.algorithms.base import Algorithm
 from domainbed.analysis import layer_pictures, layers, network
 from domainbed.analysis.network import Layer
+from domainbed.cli.layers import lines
 from domainbed.registry import ALGORITHMS
 
 SIDE = 16
@@ -81,6 +82,20 @@ def test_a_unit_counts_as_alive_if_one_image_wakes_it(images) -> None:
         algorithm.first.bias[0] = -0.999
     network.measure_units(run, np.arange(24), [layer])
     assert layer.dead == 0
+
+
+def test_a_model_that_has_diverged_is_not_called_sound(images, tmp_path: Path) -> None:
+    algorithm = Planted()
+    torch.nn.init.constant_(algorithm.last.weight, torch.nan)
+    found = layers.analyse(in_memory.opened(algorithm, images), tmp_path)
+    assert found["findings"][0] == (
+        "NOT FINITE: last (100%), out (100%) answer images with numbers that are not finite: the training has "
+        "diverged. Look at another --checkpoint, or train again with a lower lr or with clip_norm=1"
+    )
+    by_name = {one["name"]: one for one in found["layers"]}
+    assert by_name["act"]["dead"] == 0.25 and by_name["out"]["dead"] is None and by_name["out"]["constant"] is None
+    table = "\n".join(lines(found))
+    assert "NOT FINITE" in table and "no fault found" not in table
 
 
 def test_a_pattern_that_no_image_changes_is_constant_and_one_that_images_change_is_not() -> None:

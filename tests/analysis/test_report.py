@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import in_memory
 import numpy as np
 import pytest
 import torch
@@ -21,10 +22,12 @@ from planted_runs import plant
 from report_runs import EVIL, opened, with_pictures
 from sklearn.decomposition import PCA
 
+from domainbed.algorithms.vae import VAE
 from domainbed.analysis import latents
 from domainbed.analysis.recorded import RecordedRun
 from domainbed.analysis.report import html, parts, words, write
 from domainbed.errors import UserError
+from domainbed.testing import build
 
 VOID = {"meta", "link", "img", "input", "br", "path", "circle", "line", "rect"}
 
@@ -95,6 +98,17 @@ def test_the_map_is_the_pca_of_scikit_learn_up_to_its_scale() -> None:
         assert abs(np.corrcoef(drawn[:, axis], expected[:, axis])[0, 1]) == pytest.approx(1, abs=1e-5)
     assert found["names"] == [str(run.images.names[row]) for row in rows]
     assert min(map(min, found["points"])) == 0 and max(map(max, found["points"])) == 1
+
+
+def test_a_code_that_keeps_places_is_mapped_by_its_mean_over_places_as_latents_does() -> None:
+    run = in_memory.opened(build(VAE, latent="map", latent_channels=3, latent_halvings=2))
+    found = parts.latent_map(run)
+    rows = np.concatenate(list(run.rows().values()))
+    codes = run.compute(rows, lambda x, y: {"code": run.algorithm.encode(x).unflatten(1, (3, -1)).mean(2)})["code"]
+    drawn = np.array(found["points"]) * [1, -1]
+    expected = PCA(2).fit_transform(codes.double().numpy())
+    for axis in range(2):
+        assert abs(np.corrcoef(drawn[:, axis], expected[:, axis])[0, 1]) == pytest.approx(1, abs=1e-4)
 
 
 def test_the_map_that_latents_drew_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,18 @@ def test_a_decoder_that_does_not_listen_is_named(tmp_path: Path) -> None:
     assert any("NOT LISTEN TO THE CODE" in one for one in found["findings"])
 
 
+@pytest.mark.parametrize("cls", [AE, VAE, VQVAE, CodePrior])
+def test_images_that_are_not_finite_are_not_taken_for_a_decoder_that_does_not_listen(cls, tmp_path: Path) -> None:
+    run = in_memory.opened(build(cls))
+    for name in ("decode", "sample"):
+        if hasattr(cls, name):
+            setattr(
+                run.algorithm, name, lambda z: torch.full((z if isinstance(z, int) else len(z), 3, 32, 32), torch.nan)
+            )
+    with pytest.raises(UserError, match=f"{cls.name} draws numbers that are not finite.*--checkpoint"):
+        traverse.analyse(run, tmp_path, dimensions=2, components=2)
+
+
 @pytest.mark.parametrize("cls, pictures", [(VQVAE, ["interpolations.png"]), (CodePrior, ["samples.png"])])
 def test_what_an_algorithm_can_do_is_shown(cls, pictures: list[str], tmp_path: Path) -> None:
     found = traverse.analyse(in_memory.opened(build(cls)), tmp_path)

@@ -172,6 +172,24 @@ def test_two_photographs_of_one_name_are_refused(tmp_path: Path, folder: str) ->
         open_(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["empty", "data"])
+def test_an_environment_without_a_photograph_is_named(tmp_path: Path, name: str) -> None:
+    """Nothing is broken there, so that nothing can be mended: it is empty, or its files are not read."""
+    photograph(tmp_path / "good/images/a.png")
+    mask(tmp_path / "good/masks/vessels/a.png", 3)
+    folder = tmp_path / name
+    for inside in ("images", "masks"):
+        (folder / inside).mkdir(parents=True)
+    (folder / "images/a.dcm").touch()
+    with pytest.raises(UserError, match=rf"'{name}' in .* holds no photograph.*1 \.dcm.*environments=good"):
+        open_(tmp_path)
+    assert open_(tmp_path, environments=["good"]).environments == ["good"]
+    with pytest.raises(
+        UserError, match=rf"'{name}' in .* holds no photograph.* Put photographs into its folder images"
+    ):
+        open_(folder)
+
+
 def test_what_is_not_laid_out_so(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no --data_dir is given"):
         open_(None)

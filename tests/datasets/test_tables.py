@@ -91,6 +91,10 @@ def test_rows_that_do_not_fit(tmp_path, text, says):
         ('[{"Label": 0, "label": 1}]', "row 1 has 'label' twice"),
         ('[{"label": 0, "label": 1}]', "row 1 has 'label' twice"),
         ('[{"label": {"grade": 1}}]', "holds an object"),
+        ("[" * 100_000, "nested too deeply. Write a list of objects, one per image"),
+        ('[{"label": ' + "9" * 5000 + "}]", "is not valid JSON: Exceeds the limit"),
+        ('[{"path": "a"}, {"path": "b\\ud800"}]', "row 2: 'path' holds half a character, 'b\\ud800'"),
+        ('[{"b\\udfff": "a"}]', "row 1: 'b\\udfff' holds half a character"),
     ],
 )
 def test_faults_of_json(tmp_path, text, says):
@@ -155,6 +159,12 @@ def test_a_misspelt_column_can_be_settled_by_a_setting(tmp_path):
         columns.assign(table, [])
     assert columns.assign(table, ["label:lable"]) == {"path": "path", "label": "lable"}
     assert columns.assign(table, ["label:none"]) == {"path": "path"}
+
+
+def test_a_role_is_named_once(tmp_path):
+    table = read(tmp_path, "path,environment,grade,level\na,n,0,1\n")
+    with pytest.raises(UserError, match="columns names two columns for label: grade and level. Name one"):
+        columns.assign(table, ["label:grade", "label:level"])
 
 
 def test_a_column_of_masks_by_a_setting(tmp_path):

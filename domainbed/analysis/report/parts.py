@@ -186,7 +186,7 @@ def _principal_components(run: OpenedRun) -> tuple[np.ndarray, np.ndarray, str]:
         raise UserError(f"{run.config['algorithm']} gives no codes of images, so there is no map of them")
     of_environments = run.rows(per_environment=max(1, MAP_IMAGES // len(run.images.environments)))
     rows = np.concatenate(list(of_environments.values()))
-    codes = read(run, rows).code.double()  # (N, D)
+    codes = read(run, rows).pooled.double()  # (N, D), of a map one number a channel, as in `latents`
     centred = codes - codes.mean(0)
     spread, axes = principal_axes(centred)
     if len(spread) < 2:
