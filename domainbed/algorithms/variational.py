@@ -53,6 +53,11 @@ class LikelihoodHParams(Algorithm.HParams):
         """Return the weight of a term that is not there."""
         return super().idle() | ({"structure_weight": "structure = none"} if self.structure == "none" else {})
 
+    def check_size(self, input_shape: tuple[int, int, int]) -> None:
+        """Raise `UserError` where images (C, H, W) are too small for the term for fine structure."""
+        super().check_size(input_shape)
+        self.make_structure(input_shape)
+
     def make_structure(self, input_shape: tuple[int, int, int]) -> StructureTerm:
         """Return the term for fine structure, of images (C, H, W)."""
         return StructureTerm(self.structure, self.structure_weight, input_shape[1:])

@@ -97,6 +97,7 @@ def test_one_class_is_nothing_to_classify(train, photographs: Path) -> None:
         (["drop_path=1"], ["drop_path = '1' is not a number from 0 to less than 1"]),
         (["dropout=-0.1"], ["dropout = '-0.1' is not a number from 0 to less than 1, such as 0.1"]),
         (["layer_decay=0"], ["layer_decay = '0' is not a number above 0 and up to 1"]),
+        (["structure=ms_ssim", "image_size=8"], ["window of 11 px", "8 x 8 px", "structure=gradient"]),
         (["layer_decay=1.5"], ["layer_decay = '1.5' is not a number above 0 and up to 1"]),
         (["encoder_lr=0"], ["encoder_lr = '0' is not a number above 0", "null"]),
         (["head_first=-3"], ["head_first = '-3' is not a step count"]),
