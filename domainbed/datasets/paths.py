@@ -1,9 +1,10 @@
 """What a path in a table refers to: the file that it names, or the one file that it can only mean.
 
     paths = Paths(table.parent)
-    paths.find("cam1\\a.JPG")       # "cam1/a.jpg"
-    paths.find("10_left")           # "10_left.jpeg"
-    paths.explain("gone.png")       # what to do about a file that is not there
+    paths.find("cam1\\a.JPG")       # ("cam1/a.jpg", True): the file that is there
+    paths.find("10_left")           # ("10_left.jpeg", True)
+    paths.find("gone.png")          # ("gone.png", False)
+    paths.explain("gone.png")       # a sentence on what to do about it
 
 A path may have backslashes, be in another case or Unicode form, lack the suffix of an image, or be a file:// URL. If
 one file fits, that is it. Each folder is listed once.

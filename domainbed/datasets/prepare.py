@@ -307,6 +307,7 @@ def check_environment_names(names: list[str]) -> None:
     for name in names:
         if not name.strip() or set(name) & set("/\\+,") or name in ("none", ".", "..") or not name.isprintable():
             raise UserError(
-                f"{name!r} can't name an environment: it becomes part of a folder's name, and 'none' and names with "
-                "'/', '\\', '+' or ',' mean something else there. Rename it"
+                f"{name!r} can't name an environment: it becomes part of a folder's name and of lists of targets, and "
+                "may not be empty or 'none', or hold '/', '\\', '+', ',' or a character that can't be printed. Rename "
+                "it"
             )

@@ -377,7 +377,7 @@ def test_an_environment_whose_name_can_be_no_folder(train, photographs: Path, tm
     rows = [f"{path},{name if 'camera0' in str(path) else 'other'},{path.parent.name}" for path in images]
     (tmp_path / "images.csv").write_text("path,environment,label\n" + "\n".join(rows) + "\n")
     outcome = train("bad", "--dataset", "Manifest", "--data_dir", tmp_path / "images.csv", *RUN)
-    refused(outcome, "can't name an environment")
+    refused(outcome, "can't name an environment", "a character that can't be printed")
 
 
 def test_a_folder_called_none_can_be_no_environment(train, photographs: Path) -> None:
