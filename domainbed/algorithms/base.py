@@ -179,8 +179,8 @@ class SeesClassCounts(Protocol):
 class SeesTrainingImages(Protocol):
     """Wants the training images of all sources, as they are, once before the first step and on the run's device.
 
-    `batches()` iterates over (B, C, H, W) in [0, 1], as often as it is called. What is made of them belongs in buffers:
-    a run that goes on does not show them again.
+    `batches()` iterates over (B, C, H, W) in [0, 1], as often as it is called. What is made of them belongs in weights
+    or buffers: a run that goes on does not show them again.
     """
 
     def see_training_images(self, batches: Callable[[], Iterable[Tensor]]) -> None: ...

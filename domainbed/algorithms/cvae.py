@@ -66,7 +66,9 @@ class CVAE(Algorithm):
             "prior", description="what sees the label: prior and posterior; the decoder; or the posterior alone"
         )
         latent_dim: PositiveInt = Field(32, description="latent=vector: size D of z")
-        width: PositiveInt = Field(32, description="channels of every convolution, of the encoder and the decoder")
+        width: PositiveInt = Field(
+            32, description="latent=vector: channels of every convolution, of the encoder and the decoder"
+        )
         perturbed_share: Share = Field(0.1, description="share of labels that training replaces by another class")
         judge_run: RunPath = Field(
             None, description="finished run whose classifier reads reconstructions; with judge_weight=0 none is needed"
@@ -77,6 +79,10 @@ class CVAE(Algorithm):
         lr: PositiveFloat = Field(1e-3, description="learning rate")
 
         runs: ClassVar[dict[str, str]] = {"judge_run": "ERM"}
+
+        def idle(self) -> dict[str, str]:
+            """Return what belongs to a vector too, where the code is a map."""
+            return super().idle() | ({"width": "latent = map"} if self.latent == "map" else {})
 
         def needs_run(self, key: str) -> bool:
             """Whether a judge is needed: not where it would have no weight."""

@@ -101,7 +101,7 @@ class VAE_DG(Algorithm):
                 raise ValueError("decoder = published draws from a vector. Leave decoder out, or latent = map")
 
         def idle(self) -> dict[str, str]:
-            """Return what belongs to another schedule."""
+            """Return what belongs to another schedule, or to the other kind of code."""
             of_map = {"decoder": "latent = map"} if self.latent == "map" else {}
             cyclical = {} if self.kl_anneal_cyclical else {"kl_anneal_cycle_length": "kl_anneal_cyclical = false"}
             return super().idle() | cyclical | of_map

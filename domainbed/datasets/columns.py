@@ -87,7 +87,7 @@ def lacking(table: Table, role: str) -> str:
 
 
 def _told(table: Table, settings: Iterable[str]) -> dict[str, str]:
-    told = {}
+    told: dict[str, str] = {}
     by_letters = {_squeeze(column): column for column in table.columns}
     for setting in settings:
         role, _, name = (part.strip().lower() for part in setting.partition(":"))

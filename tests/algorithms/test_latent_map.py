@@ -85,6 +85,18 @@ def test_options_of_the_other_code_are_reported_as_without_effect(cls: type) -> 
     assert "latent_dim" in idle and "latent_channels" not in idle
 
 
+@pytest.mark.parametrize("cls", [VAE, VAE_DG, CVAE])
+def test_every_option_that_a_map_leaves_unused_is_reported(cls: type) -> None:
+    """A size that changes no shape of a map's networks has no effect."""
+    others = {"width": 16, "latent_dim": 7}
+
+    def parameters(**options: object) -> list[tuple[int, ...]]:
+        return [tuple(one.shape) for one in build(cls, SHAPE, **MAP | options).parameters()]
+
+    for key in others.keys() & cls.HParams.model_fields.keys():
+        assert parameters(**{key: others[key]}) == parameters() and key in cls.HParams(latent="map").idle()
+
+
 @pytest.mark.parametrize(
     ("hparams", "says"),
     [
