@@ -31,7 +31,7 @@ from domainbed.registry import ALGORITHMS
 
 @ALGORITHMS.register("VAE")
 class VAE(Algorithm):
-    """Convolutional beta-VAE: five likelihoods, annealing, free bits or a capacity; no labels."""
+    """Convolutional beta-VAE: six likelihoods, annealing, free bits or a capacity; no labels."""
 
     class HParams(VAEHParams, LatentHParams):
         """Options of VAE."""
