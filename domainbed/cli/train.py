@@ -352,7 +352,9 @@ def resolve_automatic(
             hparams = type(hparams)(**(hparams.model_dump() | {"pretrained": weights.source}))
         except ValidationError as error:
             reasons = [str(one["msg"]).removeprefix("Value error, ") for one in error.errors()]
-            raise UserError("; ".join([*[weights.message] * weights.warning, *reasons])) from None
+            if weights.warning:
+                reasons = [weights.message, *reasons, f"To have weights: {weights.advice}"]
+            raise UserError(". ".join(reasons)) from None
     elif "pretrained" in type(hparams).model_fields:  # no backbone, so no weights of one
         hparams = hparams.model_copy(update={"pretrained": "false"})
     for before, now in ((configuration.settings, settings), (configuration.algorithm_hparams, hparams)):

@@ -1,4 +1,4 @@
-"""Terms for fine structure, which a likelihood of single pixels lets drown: thin vessels are few pixels of small error.
+"""Terms for fine structure: a thin vessel is a few pixels with a small error each, so a likelihood hardly counts it.
 
 Each is a distance between two images, a number per image without a unit, 0 where they are equal. None is a logarithm
 of a density, so a loss that has one is no bound of a likelihood, and is not in nats.

@@ -91,7 +91,10 @@ def test_one_class_is_nothing_to_classify(train, photographs: Path) -> None:
         (["freeze_bn=true"], ["freeze_bn", "random weights"]),
         (["freeze_stages=1"], ["freeze_stages = 1 would freeze random weights", "pretrained=<file>"]),
         (["finetune=true"], ["finetune = true is a recipe for pretrained weights", "pretrained=<file>"]),
-        (["finetune=true", "pretrained=auto"], ["RANDOM", "finetune = true is a recipe for pretrained weights"]),
+        (
+            ["finetune=true", "pretrained=auto"],
+            ["RANDOM", "finetune = true is a recipe for pretrained weights", "To have weights: "],
+        ),
         (["freeze_stages=-1"], ["freeze_stages = '-1' is not a whole number of 0 or more"]),
         (["model=vgg11", "drop_path=0.1", "image_size=32"], ["vgg11 has no stochastic depth", "drop_path=0"]),
         (["drop_path=1"], ["drop_path = '1' is not a number from 0 to less than 1"]),
