@@ -39,6 +39,9 @@ _NAMES_THE_DISEASE = re.compile("dr|retinopathy|proliferat")
 # Tables turn whole numbers into floats where a cell is empty; some write a comma for the point. Two digits of exponent:
 # more would only be a way to fill the memory.
 _NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)(e[+-]?[0-9]{1,2})?", re.IGNORECASE)
+#: What healthy eyes are called, beside the spellings of grade 0.
+_WITHOUT_DISEASE = ("control", "controls", "negative", "none", "nondiseased", "unaffected")
+_NEGATIONS = ("no", "non", "not", "without")
 _BOOLEANS = ("false", "true")
 _SHOWN = 5
 
@@ -121,14 +124,23 @@ def grade(name: str) -> int | None:
 def positives(classes: Sequence[str]) -> tuple[int, ...]:
     """Return the indices of the classes to be found: what sensitivity is the sensitivity for.
 
-    Of two classes it is the second in order. Of the five grades of diabetic retinopathy it is referable disease, grade
-    2 (moderate) and above (Wilkinson et al. 2003). Other classes have none.
+    Of two classes it is the second in order, or the first where only the second names the absence of disease
+    (glaucoma, healthy). Of the five grades of diabetic retinopathy it is referable disease, grade 2 (moderate) and
+    above (Wilkinson et al. 2003). Other classes have none.
     """
     if len(classes) == 2:
-        return (1,)
+        first, second = classes
+        return (0,) if _is_absence(second, of=first) and not _is_absence(first, of=second) else (1,)
     if [grade(name) for name in classes] == list(range(len(GRADES))):
         return tuple(range(REFERABLE, len(GRADES)))
     return ()
+
+
+def _is_absence(name: str, of: str) -> bool:
+    """Whether a class is named for lacking a disease: healthy, negative, or the other class with "no" before it."""
+    text, disease = _squeeze(name), _squeeze(of)
+    negated = any(text == prefix + disease for prefix in _NEGATIONS if disease)
+    return grade(name) == 0 or text in _WITHOUT_DISEASE or negated
 
 
 def order(names: Iterable[str]) -> Scale:

@@ -150,7 +150,14 @@ def test_a_name_is_what_people_read(written, read):
         (list("01234"), (2, 3, 4)),
         (["normal", "mild_npdr", "moderate_npdr", "severe_npdr", "pdr"], (2, 3, 4)),
         (["0", "1"], (1,)),
-        (["glaucoma", "normal"], (1,)),
+        (["glaucoma", "normal"], (0,)),
+        (["glaucoma", "no glaucoma"], (0,)),
+        (["DR", "no_dr"], (0,)),
+        (["drusen", "Healthy"], (0,)),
+        (["control", "patient"], (1,)),
+        (["negative", "positive"], (1,)),
+        (["healthy", "normal"], (1,)),
+        (["macula", "nodule"], (1,)),
         (["normal", "severe"], (1,)),
         (list("012"), ()),
         (list("12345"), ()),
@@ -160,5 +167,5 @@ def test_a_name_is_what_people_read(written, read):
         ([], ()),
     ],
 )
-def test_the_classes_to_be_found_are_the_second_of_two_or_referable_disease(classes, expected):
+def test_the_classes_to_be_found_are_the_disease_of_two_or_referable_disease(classes, expected):
     assert positives(classes) == expected
