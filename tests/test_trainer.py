@@ -1102,6 +1102,19 @@ def test_a_threshold_is_fixed_on_the_sources_and_stays_with_the_weights(train, p
     assert "flags an image where the probability of moderate, severe or proliferative is at least" in out
     assert "sensitivity" in out
 
+    # the classes that a threshold is for stay with it, whatever names mean to a later version
+    for record in final:
+        if "operating_point" in record:
+            record["operating_point"] |= {"positives": [0, 1], "threshold": 0.5}
+    (folder / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in final))
+    arguments = [str(folder), "--data_dir", str(photographs / "camera0"), "--device", "cpu", "--json"]
+    assert cli.main(["evaluate", *arguments]) == 0
+    evaluated = json.loads(capfd.readouterr().out)["environments"]["camera0"]["metrics"]
+    referable, score = scores("best", ["camera0"], ["train", "val"])
+    assert (
+        evaluated["sensitivity"] == recall_score(~referable, 1 - score >= 0.5) != recall_score(referable, score >= 0.5)
+    )
+
 
 def test_a_run_of_an_older_version_has_no_threshold_and_is_read_all_the_same(train, photographs: Path, capfd) -> None:
     from domainbed import cli

@@ -107,8 +107,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             f"the run was trained on {' and '.join(known)}: if these are the same camera, or even the same eyes, the "
             "figures are not those of a new one"
         )
-    to_find = positives(meta["classes"]) if isinstance(algorithm, Predictor) and not algorithm.needs_masks else ()
-    threshold = meta.get("operating_point", {}).get("threshold")
+    point = meta.get("operating_point", {})
+    threshold = point.get("threshold")
+    to_find: tuple[int, ...] = ()
+    if isinstance(algorithm, Predictor) and not algorithm.needs_masks:
+        to_find = tuple(point.get("positives", positives(meta["classes"])))  # the threshold is for these
     if to_find and threshold is None:
         seen.append(
             "no sensitivity and specificity: the run recorded no threshold for this checkpoint, because it is not "
