@@ -184,14 +184,21 @@ class CodeSpace:
 
 
 def anchors(run: OpenedRun, chosen: Mapping[str, np.ndarray], count: int) -> list[int]:
-    """Return rows of `count` images, the target's environments first, evenly spread over each."""
+    """Return rows of `count` images, the target's environments first, evenly spread over each.
+
+    Raises:
+        UserError: there are not so many images.
+    """
+    total = sum(map(len, chosen.values()))
+    if count > total:
+        raise UserError(f"num_images = {count}, but there are {total} images to draw around. Use {total} or fewer")
     order = sorted(chosen, key=lambda name: not run.is_target(run.images.environments.index(name)))
-    per_environment = -(-count // len(order))
-    picked = [
-        [int(one) for one in chosen[name][np.linspace(0, len(chosen[name]) - 1, per_environment + 2).astype(int)[1:-1]]]
-        for name in order
-    ]
-    return [rows[turn] for turn in range(per_environment) for rows in picked][:count]
+    turns = [name for turn in range(count) for name in order if turn < len(chosen[name])][:count]
+    places = {}
+    for name in order:
+        share = turns.count(name)
+        places[name] = iter([(2 * i + 1) * len(chosen[name]) // (2 * share) for i in range(share)])
+    return [int(chosen[name][next(places[name])]) for name in turns]
 
 
 def name_of(run: OpenedRun, row: int) -> str:

@@ -102,6 +102,10 @@ def test_anchors_begin_with_the_target_and_differ() -> None:
     run = in_memory.opened(build(AE, latent_dim=2))
     rows = traverse.anchors(run, run.rows("held-out"), 4)
     assert [int(run.images.environment[row]) for row in rows] == [1, 0, 1, 0] and len(set(rows)) == 4
+    few = dict(zip(run.images.environments, (np.array([5]), np.array([7, 9, 11])), strict=True))
+    assert sorted(traverse.anchors(run, few, 4)) == [5, 7, 9, 11]  # no image twice where one camera has few
+    with pytest.raises(UserError, match="num_images = 5, but there are 4 images"):
+        traverse.anchors(run, few, 5)
 
 
 def test_interpolations_end_at_the_reconstructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
