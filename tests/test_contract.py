@@ -83,7 +83,7 @@ class Forgetful(Bad):
 
     count = 0
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         self.count += 1
         terms = super().losses(minibatches)
         return {**terms, "loss": terms["loss"] * (1 + 1 / self.count)}
@@ -100,14 +100,14 @@ class Idle(Bad):
 class Stuck(Bad):
     """Learns nothing."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         return {key: value * 0 + 1 for key, value in super().losses(minibatches).items()}
 
 
 class Summing(Bad):
     """Sums over the batch without saying so."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         x, _ = concatenate(minibatches)
         return {"loss": (self.reconstruct(x) - x).square().sum()}
 
@@ -127,7 +127,7 @@ class Partial(Bad):
         super().__init__(*args)
         self.register_buffer("mean", torch.zeros(()))
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         self.seen = concatenate(minibatches)[0].mean()
         return super().losses(minibatches)
 
@@ -167,7 +167,7 @@ class Attached(Bad):
 class Elsewhere(Bad):
     """Makes a tensor on the processor, wherever the images are."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         x, _ = concatenate(minibatches)
         return {"loss": ((self.reconstruct(x) - x).square().mean((1, 2, 3)) * torch.ones(len(x))).mean()}
 
@@ -175,14 +175,14 @@ class Elsewhere(Bad):
 class OffTheGPU(Bad):
     """Returns a term that it has computed on the processor."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         return super().losses(minibatches) | {"extra": torch.zeros(())}
 
 
 class Curious(Bad):
     """Asks for a value in every step."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         terms = super().losses(minibatches)
         return terms if terms["loss"] > 0 else terms
 
@@ -190,7 +190,7 @@ class Curious(Bad):
 class Picky(Bad):
     """Chooses images by their values."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         x, y = concatenate(minibatches)
         bright = x[x.mean((1, 2, 3)) >= 0]
         return super().losses([(bright, y)])
@@ -217,7 +217,7 @@ class Overwriting(Bad):
 class SendingElsewhere(Elsewhere):
     """Waits, and mixes devices after it."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         torch.tensor([1.0], device=self.step.device)
         return super().losses(minibatches)
 
@@ -239,7 +239,7 @@ def test_waiting_for_a_gpu_does_not_hide_a_fault_behind_it() -> None:
 class Penalised(Bad):
     """Has the gradient's norm in its loss, as domain generalisation likes to."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         terms = super().losses(minibatches)
         (gradient,) = torch.autograd.grad(terms["loss"], [self.decoder.layers[0].weight], create_graph=True)
         return terms | {"loss": terms["loss"] + gradient.square().sum()}
@@ -248,7 +248,7 @@ class Penalised(Bad):
 class Drawing(Bad):
     """Takes a number that is drawn on the processor, as mixup does."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         terms = super().losses(minibatches)
         return {name: value * (1 + torch.rand(()).item()) for name, value in terms.items()}
 
@@ -260,7 +260,7 @@ class Constant(Bad):
         super().__init__(*args)
         self.half = torch.tensor(0.5)
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         return {name: value * self.half for name, value in super().losses(minibatches).items()}
 
 
@@ -324,7 +324,7 @@ def test_several_optimisers_each_move_their_own_parameters_on_one_graph() -> Non
                 "decoder": self.make_optimizer(self.decoder.parameters()),
             }
 
-        def losses(self, minibatches, unlabeled=None):
+        def losses(self, minibatches):
             loss = super().losses(minibatches)["loss"]
             return {"loss": loss, "loss/encoder": loss * 0.0, "loss/decoder": loss}
 
