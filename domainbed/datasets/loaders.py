@@ -70,7 +70,7 @@ class TrainLoader:
         pin: whether what is read is put where a GPU can copy it from while other work goes on.
 
     Raises:
-        UserError: an environment has fewer training images than `batch_size`.
+        UserError: an environment has fewer training images than `batch_size`; a second view without augmentation.
     """
 
     def __init__(
@@ -88,6 +88,11 @@ class TrainLoader:
     ) -> None:
         self.images, self.environments, self.batch_size, self.seed = images, environments, batch_size, seed
         self.augment, self.class_balanced, self.second_view, self.pin = augment, class_balanced, second_view, pin
+        if second_view and not augment.names:
+            raise UserError(
+                "this algorithm compares two views of an image, but augment is empty, so that both are the same. Name "
+                "some changes, such as augment=horizontal_flip,color_jitter"
+            )
         size, left = divmod(batch_size, num_processes)
         if left:
             raise ValueError(f"{batch_size} images can't be shared equally by {num_processes} processes")
