@@ -4,7 +4,7 @@
         outputs = evaluate(algorithm, batches, groups)
     record = figures(outputs, ordinal=True, intervals=True)    # ready for JSON
 
-An algorithm is asked for `losses([(x, y)])`, and for `predict(x)`, `reconstruct(x)` and, where y is a mask,
+An algorithm is asked for `evaluation_terms(x, y)`, and for `predict(x)`, `reconstruct(x)` and, where y is a mask,
 `segment(x)` if it has them. The figures themselves are in `metrics`; who is in which split is in `datasets.splits`;
 what a run selects by is in `model_selection`.
 """
@@ -189,7 +189,7 @@ def _answer(algorithm: Any, x: Tensor, y: Tensor) -> Answers:
         getattr(algorithm, name, None) for name in ("predict", "reconstruct", "segment", "baselines")
     )
     is_mask = y.ndim > 1
-    losses = {name: value.detach().float() for name, value in algorithm.losses([(x, y)]).items()}
+    losses = {name: value.detach().float() for name, value in algorithm.evaluation_terms(x, y).items()}
     masks = metrics.count_pixels(segment(x), y) if segment is not None and is_mask else None
     probabilities = predict(x).float().softmax(1) if predict is not None and not is_mask else None  # (B, K)
     per_image: dict[str, Tensor] = {}
@@ -262,7 +262,7 @@ def means(per_image: Mapping[str, Tensor]) -> dict[str, float | None]:
 def computed_once(algorithm: Any) -> Iterator[None]:
     """Let the submodules `shared_in_evaluation` answer from memory when they are given the very same tensor again.
 
-    `losses`, `predict` and `reconstruct` each encode the batch; the encoder is most of an evaluation's cost.
+    `evaluation_terms`, `predict` and `reconstruct` each encode the batch; the encoder is most of an evaluation's cost.
     """
     named = (getattr(algorithm, name, None) for name in getattr(algorithm, "shared_in_evaluation", ()))
     modules = [module for module in named if isinstance(module, nn.Module)]

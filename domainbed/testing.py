@@ -17,12 +17,14 @@ import shutil
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -33,7 +35,6 @@ from domainbed.algorithms.base import (
     Decoder,
     Encoder,
     Hierarchical,
-    Minibatch,
     Posterior,
     Predictor,
     Reconstructor,
@@ -43,6 +44,8 @@ from domainbed.algorithms.base import (
 )
 from domainbed.engine import Engine
 from domainbed.errors import UserError
+from domainbed.hparams import parse
+from domainbed.minibatch import Minibatch
 from domainbed.objectives.segmentation import IGNORE_INDEX
 from domainbed.registry import ALGORITHMS
 
@@ -51,9 +54,11 @@ SHAPES = ((3, 32, 32), (1, 32, 32), (3, 33, 33), (1, 17, 23))
 SMALL_BACKBONE = "test_resnet"  # timm's model for tests
 
 
-def build(cls: type[Algorithm], shape: tuple[int, int, int] = SHAPES[0], **hparams: Any) -> Algorithm:
+def build(
+    cls: type[Algorithm], shape: tuple[int, int, int] = SHAPES[0], num_domains: int = NUM_DOMAINS, **hparams: Any
+) -> Algorithm:
     """Return an instance, with a tiny random backbone and untrained parts where the class has any and none is named."""
-    return cls(shape, NUM_CLASSES, NUM_DOMAINS, small(cls, shape) | hparams)
+    return cls(shape, NUM_CLASSES, num_domains, small(cls, shape) | hparams)
 
 
 def small(cls: type[Algorithm], shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -99,6 +104,7 @@ def minibatches(
     seed: int = 0,
     batch: int = BATCH,
     algorithm: Algorithm | None = None,
+    num_domains: int = NUM_DOMAINS,
 ) -> list[Minibatch]:
     """Return smooth random images in [0, 1], each environment of another brightness, with what is learnt from them.
 
@@ -107,12 +113,16 @@ def minibatches(
     """
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for domain in range(NUM_DOMAINS):
-        coarse = torch.rand(batch, shape[0], 4, 4, generator=generator) * (0.5 + 0.5 * domain)
+    for domain in range(num_domains):
+        coarse = torch.rand(batch, shape[0], 4, 4, generator=generator) * (0.5 + 0.5 * domain / (num_domains - 1))
         images = torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
         labels = torch.randint(NUM_CLASSES, (batch,), generator=generator)
         learns_masks = algorithm is not None and algorithm.needs_masks
-        made.append((images, _masks(images, algorithm) if learns_masks else labels))
+        second = None
+        if algorithm is not None and algorithm.needs_second_view:
+            second = (images + 0.05 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+        target = _masks(images, algorithm) if learns_masks else labels
+        made.append(Minibatch(images, target, domain, second))
     return made
 
 
@@ -202,20 +212,20 @@ def check_batch_size_does_not_matter(cls: type[Algorithm], **hparams: Any) -> No
     algorithm.eval()
     x, y = minibatches(algorithm=algorithm)[0]
     with torch.no_grad(), NoNoise():
-        together = algorithm.losses([(x, y)])
-        alone = [algorithm.losses([(x[i : i + 1], y[i : i + 1])]) for i in range(len(x))]
+        together = algorithm.evaluation_terms(x, y)
+        alone = [algorithm.evaluation_terms(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
     for key, value in together.items():
         mean = torch.stack([one[key] for one in alone]).mean()
         assert torch.allclose(value, mean, rtol=1e-3, atol=1e-5), (
-            f"losses()[{key!r}] is {value.item():.6g} for {len(x)} images together, but {mean.item():.6g} is the mean "
-            "of them alone. Keep a value per image until the last line, or let `batch_coupled` return True"
+            f"evaluation_terms()[{key!r}] is {value.item():.6g} for {len(x)} images together, but {mean.item():.6g} is "
+            "the mean of them alone. Keep a value per image until the last line, or let `batch_coupled` return True"
         )
 
 
-def check_resume_is_exact(cls: type[Algorithm], **hparams: Any) -> None:
+def check_resume_is_exact(cls: type[Algorithm], precision: str = "float32", **hparams: Any) -> None:
     """Three steps, saved after the first and gone on with in a new object, give what three steps in one go give."""
     straight, first = build(cls, **hparams), build(cls, **hparams)
-    engines = [Engine("cpu", "float32") for _ in range(3)]
+    engines = [Engine("cpu", precision) for _ in range(3)]
     engines[0].prepare(straight)
     engines[1].prepare(first)
     _train(straight, 0, 3)
@@ -248,7 +258,8 @@ def check_parts_make_the_same_step(cls: type[Algorithm], **hparams: Any) -> None
     try:
         engines[1].prepare(pieces)
     except UserError:  # it says itself that it can't be
-        assert whole.batch_coupled or len(whole.optimizers()) > 1, "refused without a reason"
+        steps_itself = type(whole).train_step is not Algorithm.train_step
+        assert whole.batch_coupled or steps_itself or len(whole.optimizers()) > 1, "refused without a reason"
         return
     found = []
     for algorithm in (whole, pieces):
@@ -303,7 +314,7 @@ def check_evaluation_is_deterministic(cls: type[Algorithm], **hparams: Any) -> N
     second = _answers(algorithm, x, y)
     single = _answers(algorithm, x[:1], y[:1])
     with torch.no_grad():
-        algorithm.losses(minibatches(algorithm=algorithm))
+        algorithm.evaluation_terms(*minibatches(algorithm=algorithm)[0])
     for name, answer in first.items():
         assert torch.equal(answer, second[name]), (
             f"{name} answers differently the second time: use no noise in evaluation"
@@ -327,7 +338,7 @@ def check_runs_on_a_gpu(cls: type[Algorithm], **hparams: Any) -> None:
     made, author = minibatches(algorithm=algorithm), inspect.getfile(cls)
     with fake_gpu() as gpu:
         algorithm.to(gpu)
-        batches = [(x.to(gpu), y.to(gpu)) for x, y in made]
+        batches = [minibatch.map(lambda tensor: tensor.to(gpu)) for minibatch in made]
         x, y = batches[0]
         watch = WarnOfSynchronisation(author)
         try:
@@ -355,6 +366,79 @@ def check_runs_on_a_gpu(cls: type[Algorithm], **hparams: Any) -> None:
         assert value.device == x.device, f"{name} is on {value.device}, while the images are on {x.device}"
 
 
+def check_anchored(cls: type[Algorithm], **hparams: Any) -> None:
+    """With the hyper-parameters of `anchor` three steps give the weights that ERM's give, to a relative 1e-6."""
+    if not cls.anchor:
+        return
+    erm_class = ALGORITHMS["ERM"]
+    of_erm = {key: value for key, value in hparams.items() if key in erm_class.HParams.model_fields}
+    anchored, erm = build(cls, **{**hparams, **cls.anchor}), build(erm_class, **of_erm)
+    for algorithm in (anchored, erm):
+        _train(algorithm, 0, 3)
+    weights = anchored.state_dict()
+    for key, expected in erm.state_dict().items():
+        difference = (weights[key] - expected).abs().max() if expected.is_floating_point() else torch.zeros(())
+        assert difference <= 1e-6 * expected.abs().max(), (
+            f"with {dict(cls.anchor)} {key} is {difference.item():.3g} from ERM's after three steps. Compute the label "
+            "loss as ERM does, and draw no random number that it does not draw"
+        )
+
+
+def check_alive(cls: type[Algorithm], **hparams: Any) -> None:
+    """Each hyper-parameter that the class adds to ERM's changes what ten steps on three environments lead to.
+
+    A number is doubled, halved or raised by one, a switch turned, another choice taken, whichever is admitted beside
+    the other values; numbers of steps are 3 to begin with. A key that has no effect has to say so in `idle`.
+    """
+    fields = cls.HParams.model_fields
+    inherited = {*Algorithm.HParams.model_fields, *ALGORITHMS["ERM"].HParams.model_fields, *cls.HParams.runs}
+    start = {key: 3 for key, info in fields.items() if _is_step_count(info) and key not in inherited} | hparams
+    usual, idle = _outcome_of_ten_steps(cls, start), build(cls, **start).hparams.idle()
+    dead = []
+    for key in [key for key in fields if key not in {*inherited, *idle}]:
+        outcomes = []
+        for other in _other_values(fields[key], build(cls, **start).hparams[key]):
+            with suppress(ValidationError, UserError):  # not beside the other values
+                outcomes.append(_outcome_of_ten_steps(cls, start | {key: other}))
+        if outcomes and all(torch.equal(usual, outcome) for outcome in outcomes):
+            dead.append(key)
+    assert not dead, (
+        f"these change nothing in ten steps: {dead}. Drop the setting, mend what it should do, or name it in "
+        "HParams.idle where another setting silences it"
+    )
+
+
+def _is_step_count(info: Any) -> bool:
+    return any(getattr(item, "text", "").startswith("a step count") for item in info.metadata)
+
+
+def _other_values(info: Any, value: Any) -> Iterator[Any]:
+    """Yield other values of a number, a switch or a choice; nothing for what has no obvious other."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, (int, float)):
+        for other in (2 * value, value / 2, value + 1, 0.9):
+            with suppress(ValidationError):
+                if (admitted := parse(info, other)) != value:
+                    yield admitted
+                    return
+    for kind in (info.annotation, *get_args(info.annotation)):
+        if get_origin(kind) is Literal:
+            yield from (choice for choice in get_args(kind) if choice != value)
+
+
+def _outcome_of_ten_steps(cls: type[Algorithm], hparams: dict[str, Any]) -> Tensor:
+    """Return what any size of network has: the last loss, and what the algorithm answers, one after the other."""
+    algorithm = build(cls, num_domains=3, **hparams)
+    terms: dict[str, Tensor] = {}
+    for step in range(10):
+        torch.manual_seed(1000 + step)
+        terms = algorithm.update(minibatches(seed=step, algorithm=algorithm, num_domains=3))
+    x, y = minibatches()[0]
+    answers = [answer.flatten() for answer in _answers(algorithm.eval(), x, y).values()]
+    return torch.cat([terms["loss"].flatten(), *answers])
+
+
 CHECKS: tuple[Callable[..., None], ...] = (
     check_shapes,
     check_every_parameter_learns,
@@ -364,6 +448,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     check_resume_is_exact,
     check_save_and_load,
     check_evaluation_is_deterministic,
+    check_anchored,
     check_runs_on_a_gpu,
 )
 

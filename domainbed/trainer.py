@@ -46,6 +46,7 @@ from domainbed.algorithms.base import (
     SeesTrainingImages,
     Segmenter,
     needs_label,
+    reports_training_loss,
 )
 from domainbed.algorithms.finished import FinishedRun, construct
 from domainbed.conclusion import conclude
@@ -56,13 +57,14 @@ from domainbed.datasets.loaders import ReadAhead, TrainLoader, in_order
 from domainbed.datasets.masks import labelled_values
 from domainbed.datasets.prepare import Images, check_same_classes
 from domainbed.datasets.splits import SPLITS
-from domainbed.engine import Engine, NonFiniteLoss, out_of_memory_explained
+from domainbed.engine import Engine, out_of_memory_explained
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.model_selection import PROTOCOLS
 from domainbed.paths import folder_name
 from domainbed.pretrained import settings_with_weights
 from domainbed.records import Board, Nowhere, Records
 from domainbed.settings import RunSettings
+from domainbed.stepping import NonFiniteLoss
 from domainbed.time_left import TimeLeft, Work
 
 #: Between checkpoints, `last` is saved this often, so that a power cut costs minutes and not hours.
@@ -200,6 +202,7 @@ class Training:
         self.best: float | None = None
         self.oracle: float | None = None
         self.saved: tuple[int, Path] | None = None  # the checkpoint that was written last, and its step
+        run.algorithm.check_domains(len(self.sources))
         self.make_loader()  # checked now, kept from when it is needed: several trainings of many images wait here
         self.scored = self.choose_selection_environments()
         self.hparams = self.bind_finished_runs()
@@ -351,7 +354,8 @@ class Training:
             what = "some of these images" if images.classes else "these images"
             raise UserError(f"class_balanced = true needs labels, but {what} have none. Leave it out")
         return TrainLoader(
-            images, self.sources, hparams.batch_size, self.seed, self.shared.augment, hparams.class_balanced,
+            images, self.sources, hparams.batch_size, self.seed, self.shared.augment,
+            class_balanced=hparams.class_balanced, second_view=self.shared.algorithm.needs_second_view,
             process=self.engine.process, num_processes=self.engine.num_processes, pin=self.engine.device.type == "cuda",
         )  # fmt: skip
 
@@ -444,6 +448,11 @@ class Training:
         if isinstance(algorithm, SeesTrainingImages) and not resumed:
             with self.engine.evaluation(self.algorithm, evaluator.NOISE_SEED):
                 algorithm.see_training_images(self.training_images)
+        if reports_training_loss(self.algorithm) and not type(self.algorithm).__module__.startswith("domainbed."):
+            self.records.log(
+                f"{self.settings.algorithm} has no evaluation_terms: evaluations report its training loss, one "
+                "environment at a time"
+            )
         if isinstance(self.algorithm, ExplainsWeights):
             meaning = self.algorithm.explain_weights(self.settings.steps, run.hparams.batch_size * domains)
             for line in meaning.lines():
@@ -753,7 +762,7 @@ class Training:
         if not self.engine.is_main:
             return
         state = self.engine.state() if name == "last" else None
-        with self.engine.judged_weights():
+        with self.engine.average.in_place():
             same = self.saved[1] if self.saved and self.saved[0] == step else None
             checkpoint.save(self.checkpoints / name, self.algorithm, self.meta(step), state, weights_of=same)
         self.saved = (step, self.checkpoints / name)
@@ -792,8 +801,8 @@ class Training:
         if not isinstance(self.shared.hparams, EncoderHParams):
             return
         with self.engine.alike():
-            fine_tuning.check(self.algorithm, self.engine.optimizers)
-        if sentence := fine_tuning.describe(self.algorithm, self.engine.optimizers, self.settings.steps):
+            fine_tuning.check(self.algorithm, self.engine.stepper.optimizers)
+        if sentence := fine_tuning.describe(self.algorithm, self.engine.stepper.optimizers, self.settings.steps):
             self.records.log(sentence)
 
     def check_batch_norm(self) -> None:

@@ -16,9 +16,11 @@ CHECKOUT = PACKAGE.parent
 #: From the lowest level to the highest. A module may import its own level and those below.
 LEVELS = [
     {"errors", "names", "paths", "registry", "hparams", "settings", "machine"},
-    {"objectives", "networks", "pretrained"},
+    {"objectives", "networks", "pretrained", "minibatch", "device", "kernels"},
     {"datasets", "algorithms"},
     {
+        "averages",
+        "stepping",
         "metrics",
         "engine",
         "evaluator",

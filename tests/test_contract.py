@@ -8,12 +8,16 @@ from torch import nn
 
 from domainbed.algorithms.autoencoder import AE
 from domainbed.algorithms.base import Algorithm, concatenate
+from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.vae_dg import VAE_DG
+from domainbed.hparams import Field, NonNegativeFloat
 from domainbed.registry import ALGORITHMS
 from domainbed.testing import (
     CHECKS,
     build,
     check_algorithm,
+    check_alive,
+    check_anchored,
     check_batch_size_does_not_matter,
     check_evaluation_is_deterministic,
     check_every_parameter_learns,
@@ -83,7 +87,7 @@ class Forgetful(Bad):
 
     count = 0
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         self.count += 1
         terms = super().losses(minibatches)
         return {**terms, "loss": terms["loss"] * (1 + 1 / self.count)}
@@ -100,14 +104,14 @@ class Idle(Bad):
 class Stuck(Bad):
     """Learns nothing."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         return {key: value * 0 + 1 for key, value in super().losses(minibatches).items()}
 
 
 class Summing(Bad):
     """Sums over the batch without saying so."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         x, _ = concatenate(minibatches)
         return {"loss": (self.reconstruct(x) - x).square().sum()}
 
@@ -127,7 +131,7 @@ class Partial(Bad):
         super().__init__(*args)
         self.register_buffer("mean", torch.zeros(()))
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         self.seen = concatenate(minibatches)[0].mean()
         return super().losses(minibatches)
 
@@ -167,7 +171,7 @@ class Attached(Bad):
 class Elsewhere(Bad):
     """Makes a tensor on the processor, wherever the images are."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         x, _ = concatenate(minibatches)
         return {"loss": ((self.reconstruct(x) - x).square().mean((1, 2, 3)) * torch.ones(len(x))).mean()}
 
@@ -175,14 +179,14 @@ class Elsewhere(Bad):
 class OffTheGPU(Bad):
     """Returns a term that it has computed on the processor."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         return super().losses(minibatches) | {"extra": torch.zeros(())}
 
 
 class Curious(Bad):
     """Asks for a value in every step."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         terms = super().losses(minibatches)
         return terms if terms["loss"] > 0 else terms
 
@@ -190,7 +194,7 @@ class Curious(Bad):
 class Picky(Bad):
     """Chooses images by their values."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         x, y = concatenate(minibatches)
         bright = x[x.mean((1, 2, 3)) >= 0]
         return super().losses([(bright, y)])
@@ -217,7 +221,7 @@ class Overwriting(Bad):
 class SendingElsewhere(Elsewhere):
     """Waits, and mixes devices after it."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         torch.tensor([1.0], device=self.step.device)
         return super().losses(minibatches)
 
@@ -239,7 +243,7 @@ def test_waiting_for_a_gpu_does_not_hide_a_fault_behind_it() -> None:
 class Penalised(Bad):
     """Has the gradient's norm in its loss, as domain generalisation likes to."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         terms = super().losses(minibatches)
         (gradient,) = torch.autograd.grad(terms["loss"], [self.decoder.layers[0].weight], create_graph=True)
         return terms | {"loss": terms["loss"] + gradient.square().sum()}
@@ -248,7 +252,7 @@ class Penalised(Bad):
 class Drawing(Bad):
     """Takes a number that is drawn on the processor, as mixup does."""
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         terms = super().losses(minibatches)
         return {name: value * (1 + torch.rand(()).item()) for name, value in terms.items()}
 
@@ -260,7 +264,7 @@ class Constant(Bad):
         super().__init__(*args)
         self.half = torch.tensor(0.5)
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         return {name: value * self.half for name, value in super().losses(minibatches).items()}
 
 
@@ -281,6 +285,39 @@ def test_what_can_not_be_followed_without_a_gpu_is_a_warning(cls: type[Algorithm
 @pytest.mark.parametrize("cls", [Constant, ReadingGradients])
 def test_what_runs_on_a_gpu_passes(cls: type[Algorithm]) -> None:
     check_runs_on_a_gpu(cls, latent_dim=8)
+
+
+class Adrift(ERM):
+    """Says that it is ERM, and draws a random number that ERM does not draw."""
+
+    anchor = {"lr": 1e-4}
+
+    def losses(self, minibatches):
+        return {name: value * (1 + 0.1 * torch.rand(())) for name, value in super().losses(minibatches).items()}
+
+
+class Dead(ERM):
+    """Has a setting that does nothing."""
+
+    class HParams(ERM.HParams):
+        """Options."""
+
+        penalty_weight: NonNegativeFloat = Field(1.0, description="weight of nothing")
+
+
+def test_a_method_that_is_not_the_erm_it_says_it_is() -> None:
+    with pytest.raises(AssertionError, match="from ERM's after three steps"):
+        check_anchored(Adrift)
+
+
+def test_a_setting_that_does_nothing() -> None:
+    with pytest.raises(AssertionError, match=r"these change nothing in ten steps: \['penalty_weight'\]"):
+        check_alive(Dead)
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if ALGORITHMS[name].min_domains > 1])
+def test_every_setting_of_a_method_that_compares_environments_is_alive(name: str) -> None:
+    check_alive(ALGORITHMS[name])
 
 
 @pytest.mark.parametrize(
@@ -316,7 +353,7 @@ def test_every_algorithm_has_a_distinct_set_of_keys_beside_the_run_and_every_dat
             assert not keys & set(DATASETS[dataset].HParams.model_fields), (name, dataset)
 
 
-def test_several_optimisers_each_move_their_own_parameters_on_one_graph() -> None:
+def test_an_optimiser_moves_its_own_parameters_alone() -> None:
     class Two(AE):
         def optimizers(self):
             return {
@@ -324,9 +361,11 @@ def test_several_optimisers_each_move_their_own_parameters_on_one_graph() -> Non
                 "decoder": self.make_optimizer(self.decoder.parameters()),
             }
 
-        def losses(self, minibatches, unlabeled=None):
-            loss = super().losses(minibatches)["loss"]
-            return {"loss": loss, "loss/encoder": loss * 0.0, "loss/decoder": loss}
+        def train_step(self, minibatches, stepper):
+            loss = self.losses(minibatches)["loss"]
+            stepper.gradients(loss, self.parameters(), retain_graph=True)  # looking moves nothing
+            stepper.minimise(loss, "decoder")
+            return {"loss": loss}
 
     algorithm = Two((3, 16, 16), 0, 2, {"latent_dim": 4})
     before = {key: value.clone() for key, value in algorithm.named_parameters()}
@@ -334,7 +373,7 @@ def test_several_optimisers_each_move_their_own_parameters_on_one_graph() -> Non
 
     algorithm.update(minibatches((3, 16, 16)))
     moved = {key.split(".")[0] for key, value in algorithm.named_parameters() if not torch.equal(value, before[key])}
-    assert moved == {"decoder"}  # the encoder's own loss has no gradient, and the decoder's must not reach it
+    assert moved == {"decoder"}  # whose loss has a gradient in the encoder, too
 
 
 def overfitted(name: str, **hparams: object) -> dict[str, float]:

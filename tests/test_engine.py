@@ -10,14 +10,16 @@ import timm.layers
 import torch
 from torch import nn
 
-from domainbed import engine as engine_module
+from domainbed import device as device_module
 from domainbed.algorithms.autoencoder import AE
 from domainbed.algorithms.vae import VAE
-from domainbed.engine import Engine, NonFiniteLoss, avoid_slow_kernels, keep_tiny_convolutions_in_float32
+from domainbed.engine import Engine
 from domainbed.errors import UserError
 from domainbed.fake_gpu import WarnOfSynchronisation, fake_gpu
+from domainbed.kernels import avoid_slow_kernels, keep_tiny_convolutions_in_float32
 from domainbed.objectives import rows, schedules
 from domainbed.registry import ALGORITHMS
+from domainbed.stepping import NonFiniteLoss
 from domainbed.testing import build, minibatches
 
 
@@ -187,7 +189,7 @@ def test_memory_that_runs_out_says_what_to_lower(monkeypatch: pytest.MonkeyPatch
     engine = Engine("cpu", "float32")
     engine.prepare(algorithm)
     before = copy.deepcopy(algorithm.state_dict())
-    monkeypatch.setattr(AE, "losses", lambda self, minibatches, unlabeled=None: run_out())
+    monkeypatch.setattr(AE, "losses", lambda self, minibatches: run_out())
     with pytest.raises(UserError, match="a training step ran out of memory.*batch_size.*image_size.*model") as caught:
         algorithm.update(minibatches())
     assert says in str(caught.value) and "\n" not in str(caught.value)
@@ -206,7 +208,7 @@ def test_an_error_that_is_not_about_memory_stays_what_it_is(monkeypatch: pytest.
     engine = Engine("cpu", "float32")
     engine.prepare(algorithm)
     bug = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    monkeypatch.setattr(AE, "losses", lambda self, minibatches, unlabeled=None: throw(bug))
+    monkeypatch.setattr(AE, "losses", lambda self, minibatches: throw(bug))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         algorithm.update(minibatches())
     with pytest.raises(RuntimeError, match="mat1 and mat2"), engine.evaluation(algorithm, seed=0):
@@ -255,10 +257,10 @@ def test_what_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cpu"):
         Engine("cuda")
-    monkeypatch.setattr(engine_module, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(device_module, "cpu_has_bf16", lambda: False)
     assert Engine("auto", "auto").precision == "float32"
-    monkeypatch.setattr(engine_module, "cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(engine_module, "bf16_pays", lambda device: True)
+    monkeypatch.setattr(device_module, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(device_module, "bf16_pays", lambda device: True)
     assert Engine("auto", "auto").precision == "bf16"
 
 
@@ -355,7 +357,7 @@ def test_the_engine_follows_the_schedule_and_a_resumed_run_goes_on_with_it() -> 
     rates = []
     for step in range(5):
         algorithm.update(minibatches(seed=step))
-        rates.append(engine.optimizers["main"].param_groups[0]["lr"])
+        rates.append(engine.stepper.optimizers["main"].param_groups[0]["lr"])
     expected = [0.5 * schedules.learning_rate("cosine", step, 8, warmup=2) for step in range(5)]
     assert rates == pytest.approx(expected) and rates[0] == 0.25
 
@@ -366,7 +368,7 @@ def test_the_engine_follows_the_schedule_and_a_resumed_run_goes_on_with_it() -> 
     engine.prepare(other, steps=8)
     engine.load_state(state)
     other.update(minibatches())
-    assert engine.optimizers["main"].param_groups[0]["lr"] == pytest.approx(
+    assert engine.stepper.optimizers["main"].param_groups[0]["lr"] == pytest.approx(
         0.5 * schedules.learning_rate("cosine", 5, 8), rel=1e-9
     )
     unaware = build(AE, lr_schedule="cosine")
@@ -420,7 +422,7 @@ def test_a_run_with_a_running_mean_goes_on_bit_for_bit() -> None:
         return algorithm, engine
 
     def judged(algorithm, engine):
-        with engine.judged_weights():
+        with engine.average.in_place():
             return copy.deepcopy(algorithm.state_dict())
 
     straight, engine = start()
@@ -478,20 +480,20 @@ def test_what_can_not_be_computed_in_pieces_is_refused() -> None:
 
 def test_whether_bf16_pays_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOMAINBED_CACHE", str(tmp_path))
-    monkeypatch.setattr(engine_module, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(device_module, "cpu_has_bf16", lambda: True)
     asked: list[bool] = []
 
     def seconds(device: torch.device, in_bf16: bool) -> float:
         asked.append(in_bf16)
         return 3.0 if in_bf16 else 2.0
 
-    monkeypatch.setattr(engine_module, "_seconds_of_convolutions", seconds)
+    monkeypatch.setattr(device_module, "_seconds_of_convolutions", seconds)
     for _ in range(2):
         assert Engine("cpu", "auto").precision == "float32"
     assert Engine("cpu", "bf16").precision == "bf16", "asked for is asked for"
     assert asked == [False, True]
     (tmp_path / "precision.json").write_text("[")
-    monkeypatch.setattr(engine_module, "_seconds_of_convolutions", lambda device, in_bf16: 1.0 - 0.5 * in_bf16)
+    monkeypatch.setattr(device_module, "_seconds_of_convolutions", lambda device, in_bf16: 1.0 - 0.5 * in_bf16)
     assert Engine("cpu", "auto").precision == "bf16"
 
 

@@ -39,8 +39,7 @@ class Plain(nn.Module):
 
     num_classes = K
 
-    def losses(self, minibatches):
-        x, y = minibatches[0]
+    def evaluation_terms(self, x, y):
         return {"loss": x.mean() + y.float().mean(), "KLD_loss": x.square().mean()}
 
 
@@ -170,10 +169,10 @@ def test_batches_that_are_dealt_out_to_processes_come_back_in_order(batch_size, 
 
 def test_an_evaluation_that_fails_takes_its_noise_with_it():
     class Failing(Plain):
-        def losses(self, minibatches):
-            if len(minibatches[0][0]) < 7:
+        def evaluation_terms(self, x, y):
+            if len(x) < 7:
                 raise RuntimeError("in the last batch")
-            return super().losses(minibatches)
+            return super().evaluation_terms(x, y)
 
     images, engine, algorithm = graded(side=16), Engine("cpu", "float32"), Failing()
     with pytest.raises(RuntimeError, match="in the last batch") as kept:
@@ -305,8 +304,8 @@ class Thresholds(nn.Module):
     num_classes = 2
     shared_in_evaluation = ()
 
-    def losses(self, minibatches):
-        return {"loss": minibatches[0][0].mean()}
+    def evaluation_terms(self, x, y):
+        return {"loss": x.mean()}
 
     def predict(self, x):
         raise AssertionError("there are no labels to be judged by")

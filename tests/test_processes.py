@@ -144,8 +144,9 @@ STEP = """
 import json
 import sys
 import torch
-from domainbed.engine import Engine, cut
+from domainbed.engine import Engine
 from domainbed.registry import ALGORITHMS
+from domainbed.stepping import cut
 from domainbed.testing import build, minibatches
 
 OPTIONS = json.loads(sys.argv[1])
@@ -177,7 +178,7 @@ engine = Engine("cpu", "float32")
 engine.prepare(normalised)
 normalised.update(cut(minibatches(algorithm=normalised), engine.process, engine.num_processes))
 def differ():
-    with engine.judged_weights():
+    with engine.average.in_place():
         sums = sum(one.double().sum().item() for one in [*normalised.parameters(), *normalised.buffers()])
     return len(set(engine.gathered([sums]))) > 1
 before = differ()

@@ -372,7 +372,7 @@ def test_a_loss_that_is_not_finite_names_step_term_and_environment(train, photog
 
     original = VAE_DG.losses
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         terms = original(self, minibatches)
         bright = torch.cat([x for x, _ in minibatches]).mean((1, 2, 3)).max() > 0.55  # camera2 alone is that bright
         if self.step.item() >= 2 and bright:
@@ -756,7 +756,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_moves_a_weight(train, pho
 
     original = ERM.losses
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         terms = original(self, minibatches)
         return {"loss": Poison.apply(terms["loss"])} if self.training and self.step.item() == 3 else terms
 
@@ -786,7 +786,7 @@ def test_a_run_that_trained_nothing_leaves_nothing_to_the_next_of_its_name(
     monkeypatch.setattr(
         VAE_DG,
         "losses",
-        lambda self, batches, unlabeled=None: (found := original(self, batches)) | {"loss": found["loss"] * nan},
+        lambda self, batches: (found := original(self, batches)) | {"loss": found["loss"] * nan},
     )
     assert train("again", "--data_dir", photographs, "--test_envs", "0", *SHORT)[0] == 2
     monkeypatch.setattr(VAE_DG, "losses", original)
@@ -867,10 +867,10 @@ def test_memory_that_runs_out_is_one_message_and_the_run_goes_on(train, photogra
 
     original = VAE_DG.losses
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         if self.step.item() == 3 + (not mode) and self.training == mode:  # between two checkpoints, or at the second
             torch.empty(1 << 60)
-        return original(self, minibatches, unlabeled)
+        return original(self, minibatches)
 
     arguments = ["--data_dir", photographs, "--test_envs", "0", *SHORT]
     with pytest.MonkeyPatch.context() as patch:

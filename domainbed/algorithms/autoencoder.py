@@ -119,7 +119,7 @@ class AE(Algorithm):
         if h.output == "softmax" and input_shape[0] == 1:
             warnings.warn("output = softmax over a single channel is 1 everywhere: nothing can be learnt", stacklevel=2)
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x, _ = concatenate(minibatches)  # (B, C, H, W) in [0, 1]
         corrupted = x + self.hparams.noise * rows.randn_like(x) if self.training and self.hparams.noise else x
         output = self.output(self.encode(corrupted))  # (B, C, H, W)

@@ -8,7 +8,7 @@ lines itself, so that a test or a notebook needs nothing else.
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
 from domainbed import hparams, pretrained
 from domainbed.algorithms import fine_tuning
+from domainbed.algorithms.stepper import Stepper
 from domainbed.errors import UserError
 from domainbed.hparams import (
     Decay,
@@ -33,11 +34,8 @@ from domainbed.hparams import (
     StepCount,
     path_text,
 )
+from domainbed.minibatch import Minibatch, as_minibatches
 from domainbed.networks.encoders import TimmEncoder, feature_width, first_stages, without_values
-
-#: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,). Where `needs_masks`, masks in
-#: their place: class indices (B, H, W), or kinds that may overlap (B, K, H, W), see `objectives.segmentation`.
-Minibatch = tuple[Tensor, Tensor]
 
 
 @runtime_checkable
@@ -198,6 +196,17 @@ def handles_labels(algorithm: Any) -> bool:
     return not algorithm.needs_masks and (algorithm.needs_labels or hasattr(algorithm, "predict"))
 
 
+def is_classifier(algorithm: Any) -> bool:
+    """Whether an algorithm predicts labels and does nothing else that an evaluation would report."""
+    predicts = isinstance(algorithm, Predictor) and not isinstance(algorithm, Reconstructor)
+    return predicts and not getattr(algorithm, "needs_masks", False)
+
+
+def reports_training_loss(algorithm: Any) -> bool:
+    """Whether what evaluations report of an algorithm is `losses`, because it says nothing else."""
+    return type(algorithm).evaluation_terms is Algorithm.evaluation_terms and not is_classifier(algorithm)
+
+
 def needs_label(algorithm: Any) -> bool:
     """Whether an algorithm can't reconstruct images without being told their labels: `reconstruct(x, y)`."""
     if not hasattr(algorithm, "reconstruct"):
@@ -271,7 +280,12 @@ class Algorithm(nn.Module):
     #: Whether it learns from masks, which then take the place of labels in a minibatch, and K is the number of their
     #: classes. Its options are `MaskHParams`.
     needs_masks: ClassVar[bool] = False
-
+    #: Number of training environments without which the method has nothing to compare.
+    min_domains: ClassVar[int] = 1
+    #: Hyper-parameters that make it ERM, to the same weights after the same steps; empty where none do.
+    anchor: ClassVar[Mapping[str, Any]] = {}
+    #: Whether each minibatch brings a second view of its images, augmented anew.
+    needs_second_view: ClassVar[bool] = False
     step: Tensor
     hparams: Any
 
@@ -281,7 +295,8 @@ class Algorithm(nn.Module):
         self.hparams = hparams if isinstance(hparams, self.HParams) else self.HParams(**hparams)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.engine: Any = None
-        self._optimizers: dict[str, Optimizer] | None = None
+        self._stepper: Stepper | None = None
+        self.check_domains(num_domains)
         if self.needs_labels and num_classes < 2:
             raise UserError(
                 f"{type(self).__name__} learns from labels, but these images have "
@@ -289,101 +304,135 @@ class Algorithm(nn.Module):
                 "--algorithm AE, or give images of at least two classes"
             )
 
+    @classmethod
+    def check_domains(cls, num_domains: int) -> None:
+        """Raise `UserError` where there are fewer training environments than the method compares."""
+        if num_domains < cls.min_domains:
+            raise UserError(
+                f"{cls.name or cls.__name__} compares training environments and needs {cls.min_domains} of them, but "
+                f"there {'is' if num_domains == 1 else 'are'} {num_domains} beside the target. Leave out fewer, give "
+                "images of more environments, or choose an algorithm that learns from one, such as --algorithm ERM"
+            )
+
+    @property
+    def second_order(self) -> bool:
+        """Whether gradients are differentiated in turn, which compiled code does not allow."""
+        return False
+
     @property
     def batch_coupled(self) -> bool:
         """Whether a term of the loss is no mean over samples, so that a weight's meaning changes with the batch."""
         return False
 
-    def losses(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """Return the terms of the loss, () tensors each. "loss" is minimised; every key is logged.
-
-        An algorithm with several optimisers returns "loss/<optimizer>" for each of them beside "loss".
-        """
+    def losses(self, minibatches: list[Minibatch]) -> dict[str, Tensor]:
+        """Return the terms of the loss, () tensors each. "loss" is minimised; every key is logged."""
         raise NotImplementedError
 
-    def forward(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, Tensor]:
+    def train_step(self, minibatches: list[Minibatch], stepper: Stepper) -> dict[str, Tensor]:
+        """Move the weights once, by one optimiser step or several; return the terms to log, () tensors each.
+
+        Override it where minimising `losses` is not enough: to take several steps, to look at gradients or change
+        them, or to let optimisers take turns. Such a step is computed whole: a run in several processes, or with
+        `accumulate`, is refused before it begins.
+        """
+        return stepper.minimise_losses(minibatches)
+
+    def evaluation_terms(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return what an evaluation reports of one environment's images, () tensors each, means over images.
+
+        Called in evaluation mode, without gradients; nothing may move. By default a classifier
+        reports its cross-entropy, because a training objective may compare environments, and here is only one. What
+        reconstructs, or does not predict, reports its `losses`.
+
+        Args:
+            x, y: as those of a `Minibatch`.
+        """
+        if is_classifier(self):
+            return {"loss": nn.functional.cross_entropy(self.predict(x).float(), y)}  # type: ignore[operator]
+        return self.losses([Minibatch(x, y)])
+
+    def training_state(self) -> dict[str, Any]:
+        """Return what parameters, buffers and optimisers don't hold and the next step needs.
+
+        Tensors, numbers and text, in mappings and lists; saved in `state.pt`.
+        """
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Put back what `training_state` returned."""
+
+    def forward(self, minibatches: list[Minibatch]) -> dict[str, Tensor]:
         """`losses`, so that whatever wraps a module's forward (autocast, DDP, compilation) sees it."""
-        return self.losses(minibatches, unlabeled)
+        return self.losses(minibatches)
 
     def optimizers(self) -> dict[str, Optimizer]:
         """Return new optimisers by name. One, "main", over all parameters that need a gradient."""
         return {"main": self.make_optimizer(p for p in self.parameters() if p.requires_grad)}
 
-    def make_optimizer(self, parameters: Any) -> Optimizer:
+    def make_optimizer(
+        self,
+        parameters: Any,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        betas: tuple[float, float] | None = None,
+    ) -> Optimizer:
         """Return the optimiser that `hparams.optimizer` names, over some parameters.
 
         Those of a timm encoder get the rates that `encoder_lr`, `layer_decay` and `head_first` ask for.
+
+        Args:
+            parameters: to be moved.
+            lr, weight_decay: those of `hparams` unless given.
+            betas: of Adam and AdamW, torch's unless given; the others have none.
         """
         if isinstance(self.hparams, EncoderHParams) and self.hparams.has_groups:
             parameters = fine_tuning.groups(self, parameters)
-        options = {"lr": self.hparams.lr, "weight_decay": self.hparams.weight_decay}
+        options: dict[str, Any] = {
+            "lr": self.hparams.lr if lr is None else lr,
+            "weight_decay": self.hparams.weight_decay if weight_decay is None else weight_decay,
+        }
         if self.hparams.optimizer == "sgd":
             return SGD(parameters, momentum=0.9, fused=True, **options)
         if self.hparams.optimizer == "adadelta":
             return Adadelta(parameters, **options)
+        options |= {} if betas is None else {"betas": betas}
         return {"adam": Adam, "adamw": AdamW}[self.hparams.optimizer](parameters, fused=True, **options)
 
     def after_step(self) -> None:
         """Hook for what moves without a gradient (codebooks, averages): once after each optimiser step."""
 
-    def update(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """Take one optimiser step and return the detached terms of its loss, () tensors each.
+    def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+        """Take one step and return its detached terms, () tensors each: DomainBed's name for it.
 
         Without an engine it is the plain step: schedule, clipping and averages of the weights are the engine's.
+
+        Args:
+            minibatches: one of each training environment: `Minibatch`, or a pair (x, y).
+            unlabeled: of DomainBed's signature; no algorithm here learns from such images.
         """
+        if unlabeled is not None:
+            raise ValueError("no algorithm here learns from unlabeled images")
+        minibatches = as_minibatches(minibatches)
         if self.engine is not None:
-            return self.engine.step(minibatches, unlabeled)
-        if self._optimizers is None:
-            self._optimizers = self.optimizers()
-        losses = self(minibatches, unlabeled)
-        move(take_gradients(losses, self._optimizers, torch.Tensor.backward), self._optimizers)
+            return self.engine.step(minibatches)
+        if self._stepper is None:
+            self._stepper = Stepper(self)
+        terms = self.train_step(minibatches, self._stepper)
         self.finish_step()
-        return {key: value.detach() for key, value in losses.items()}
+        self._stepper.taken += 1
+        return {name: value.detach() for name, value in terms.items()}
 
     def finish_step(self) -> None:
-        """Advance the step, then call `after_step`. Called by whoever moved the optimisers."""
+        """Advance the step, then call `after_step`. Called once for each `train_step`."""
         self.step += 1
         self.after_step()
 
 
-Gradients = dict[str, list[Tensor | None]]
-
-
-def take_gradients(
-    losses: dict[str, Tensor], optimizers: dict[str, Optimizer], backward: Callable[..., None]
-) -> Gradients:
-    """Return the gradients of the parameters of each optimiser.
-
-    One optimiser minimises "loss"; several minimise "loss/<name>" each. All gradients are taken before the first
-    parameter moves, because a graph can't be walked again once its weights have changed.
-    """
-    gradients: Gradients = {}
-    for name in optimizers:
-        for optimizer in optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        loss = losses["loss"] if len(optimizers) == 1 else losses[f"loss/{name}"]
-        backward(loss, retain_graph=name != list(optimizers)[-1])
-        gradients[name] = [parameter.grad for parameter in parameters_of(optimizers[name])]
-    return gradients
-
-
-def move(gradients: Gradients, optimizers: dict[str, Optimizer]) -> None:
-    """Take one step of each optimiser, each moving only its own parameters."""
-    for name, optimizer in optimizers.items():
-        for parameter, gradient in zip(parameters_of(optimizer), gradients[name], strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-
-
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """Return the parameters that an optimiser moves."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def concatenate(minibatches: list[Minibatch]) -> Minibatch:
+def concatenate(minibatches: Any) -> tuple[Tensor, Tensor]:
     """Join the minibatches of all environments: (B, C, H, W) and (B,). A single one is returned as it is."""
     if len(minibatches) == 1:
-        return minibatches[0]
+        ((x, y),) = minibatches
+        return x, y
     return torch.cat([x for x, _ in minibatches]), torch.cat([y for _, y in minibatches])
 
 

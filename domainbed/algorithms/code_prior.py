@@ -62,7 +62,7 @@ class CodePrior(Algorithm):
         """The finished algorithm, a `Coder`."""
         return self.frozen.algorithm
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x, _ = concatenate(minibatches)  # (B, C, H, W) in [0, 1]
         codes = self.codes(x)  # (B, h, w)
         nll = self.prior.nll(codes).mean()

@@ -134,7 +134,7 @@ class CVAE(Algorithm):
     def batch_coupled(self) -> bool:
         return self.objective.batch_coupled
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x, y = concatenate(minibatches)  # (B, C, H, W) in [0, 1], (B,)
         given = perturb(y, self.hparams.perturbed_share, self.num_classes) if self.training else y  # (B,)
         mean, logvar = self.posterior(x, given)  # (B, D) each

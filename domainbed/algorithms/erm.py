@@ -34,7 +34,7 @@ class ERM(Algorithm):
     def set_class_counts(self, counts: Tensor) -> None:
         self.label_loss.set_class_counts(counts)
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x, y = concatenate(minibatches)  # (B, C, H, W), (B,)
         return {"loss": self.label_loss(self.predict(x), y).mean()}
 

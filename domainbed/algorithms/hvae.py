@@ -96,7 +96,7 @@ class HVAE(Algorithm):
         """Index of the level that is drawn from the image alone: the lowest of bottom_up, the highest of a ladder."""
         return 0 if self.hparams.mode == "bottom_up" else len(self.latent_dims) - 1
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x, _ = concatenate(minibatches)  # (B, C, H, W) in [0, 1]
         levels = self.hierarchy(self.encoder(x), gaussian.sample)
         kl = kl_terms(levels, self.hparams.mode)  # (B, D_l) each

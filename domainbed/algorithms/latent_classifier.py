@@ -37,6 +37,7 @@ from domainbed.algorithms import finished
 from domainbed.algorithms.base import Algorithm, Encoder, LabelHParams, LabelLoss, concatenate
 from domainbed.errors import UserError
 from domainbed.hparams import Field, PositiveFloat, PositiveInt
+from domainbed.minibatch import Minibatch
 from domainbed.registry import ALGORITHMS
 
 #: As many as an image of 3 x 32 x 32 has values.
@@ -100,12 +101,15 @@ class LatentClassifier(Algorithm):
     def see_training_images(self, batches: Batches) -> None:
         self.inputs.fit(batches)
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x, y = concatenate(minibatches)  # (B, C, H, W) in [0, 1], (B,)
         inputs = self.inputs(x)
         nll = {name: self.label_loss(head(inputs[name]), y).mean() for name, head in self.heads.items()}
         terms = {"y_loss": nll["latent"], "y_loss_pixels": nll["pixels"], "y_loss_pca": nll["pca"]}
         return {"loss": torch.stack([*nll.values()]).sum(), **terms}
+
+    def evaluation_terms(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return self.losses([Minibatch(x, y)])
 
     def predict(self, x: Tensor) -> Tensor:
         return self.heads["latent"](self.inputs(x)["latent"])  # (B, K)

@@ -107,7 +107,7 @@ class UNet(Algorithm):
     def batch_coupled(self) -> bool:
         return "dice" in self.hparams.loss
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x, y = concatenate(minibatches)  # (B, C, H, W) in [0, 1], (B, H, W) or (B, K, H, W)
         logits = self.segment(x)  # (B, K, H, W)
         terms: dict[str, Tensor] = {}

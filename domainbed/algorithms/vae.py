@@ -59,7 +59,7 @@ class VAE(Algorithm):
     def batch_coupled(self) -> bool:
         return self.objective.batch_coupled
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x, _ = concatenate(minibatches)  # (B, C, H, W) in [0, 1]
         mean, logvar = self.posterior(x)  # (B, D) each
         z = gaussian.sample(mean, logvar)  # (B, D)

@@ -145,7 +145,7 @@ class VAE_DG(Algorithm):
     def set_class_counts(self, counts: Tensor) -> None:
         self.label_loss.set_class_counts(counts)
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x, y = concatenate(minibatches)  # (B, C, H, W) in [0, 1], (B,)
         mean, logvar = self.posterior(x)  # (B, M) each
         z = gaussian.sample(mean, logvar)  # (B, M)

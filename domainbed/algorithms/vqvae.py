@@ -82,7 +82,7 @@ class VQVAE(Algorithm):
     def batch_coupled(self) -> bool:
         return self.likelihood.batch_coupled
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x, _ = concatenate(minibatches)  # (B, C, H, W) in [0, 1]
         z = self.encoder(x)  # (B, D, h, w)
         quantized, codes = self.quantizer(z)  # (B, D, h, w), (B, h, w)

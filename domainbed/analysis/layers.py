@@ -22,9 +22,9 @@ from domainbed import checkpoint, evaluator, metrics
 from domainbed.algorithms.base import (
     Algorithm,
     Reconstructor,
-    parameters_of,
     reconstruct_with,
 )
+from domainbed.algorithms.stepper import parameters_of
 from domainbed.analysis import layer_pictures
 from domainbed.analysis.network import HARDLY_MOVED, Layer, measure_units, structure, watching
 from domainbed.analysis.opened import OpenedRun
@@ -33,6 +33,7 @@ from domainbed.datasets.loaders import in_order
 from domainbed.datasets.splits import TRAIN
 from domainbed.engine import Engine
 from domainbed.errors import UserError, explain_os_errors
+from domainbed.minibatch import Minibatch
 
 #: Differences of means beyond so many standard errors are more than noise.
 STANDARD_ERRORS = 3.0
@@ -353,7 +354,7 @@ def _share_without_gradient(run: OpenedRun, rows: np.ndarray, name: str) -> floa
     def share(x: Tensor, y: Tensor) -> dict[str, Tensor]:
         outputs.clear()
         with torch.enable_grad(), watching(run.algorithm, keep):
-            losses = run.algorithm.losses([(x, y)])
+            losses = run.algorithm.losses([Minibatch(x, y)])
             losses["loss"].backward()
         run.algorithm.zero_grad(set_to_none=True)
         gradients = [one.grad for one in outputs if one.grad is not None]

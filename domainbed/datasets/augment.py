@@ -91,7 +91,7 @@ class Augment:
             if name not in AUGMENTATIONS:
                 raise UserError(f"augment: no {name!r}{did_you_mean(name, AUGMENTATIONS)}")
 
-    def draw(self, rows: Sequence[int], seed: int, step: int) -> AugmentParams:
+    def draw(self, rows: Sequence[int], seed: int, step: int, view: int = 0) -> AugmentParams:
         """Return how each image of a batch is changed.
 
         The change of an image depends on `seed`, `step` and its own row alone, not on the batch that it came in. No
@@ -100,13 +100,15 @@ class Augment:
         Args:
             rows: B numbers that name the images, the same in every run (rows of the pack).
             seed, step: of the run, and the optimiser step that the batch is for.
+            view: 0, or 1 for a second view of the same images.
         """
         params = AugmentParams(len(rows))
         if not self.names:
             return params
         import torch
 
-        draws = [np.random.default_rng((seed, step, int(row))) for row in rows]
+        of_view = (view,) if view else ()
+        draws = [np.random.default_rng((seed, step, int(row), *of_view)) for row in rows]
         maps = [np.stack([_MAPS[name](draw) for draw in draws]) for name in self.names if name in _MAPS]
         if maps:
             composed = _composed(maps)
@@ -114,7 +116,7 @@ class Augment:
             params = replace(params, maps=torch.from_numpy(composed.astype(np.float32)), from_outside=from_outside)
         if "color_jitter" in self.names:
             kinds = [*COLOR_JITTER]
-            order = tuple(kinds[k] for k in np.random.default_rng((seed, step)).permutation(len(kinds)))
+            order = tuple(kinds[k] for k in np.random.default_rng((seed, step, *of_view)).permutation(len(kinds)))
             strengths = np.array([[draw.uniform(-1, 1) for _ in kinds] for draw in draws], np.float32)
             params = replace(params, strengths=torch.from_numpy(strengths.T.copy()), order=order)
         return params

@@ -22,6 +22,7 @@ from torch import Tensor
 from domainbed.datasets.augment import Augment, AugmentParams
 from domainbed.datasets.prepare import Images
 from domainbed.errors import UserError
+from domainbed.minibatch import Minibatch
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class Raw:
 
     Attributes:
         rows: (B,) of the images. labels: (B,). pixels: uint8 (B, C, H, W). planes: uint8 (B, H, W) masks, or None.
-        params: how they are augmented.
+        params: how they are augmented. second: how they are for a second view, or None.
     """
 
     rows: np.ndarray
@@ -43,11 +44,13 @@ class Raw:
     pixels: Tensor
     planes: Tensor | None
     params: AugmentParams
+    second: AugmentParams | None = None
 
     def pinned(self) -> "Raw":
         """Return the same in memory that a GPU copies from while other work goes on."""
         planes = None if self.planes is None else self.planes.pin_memory()
-        return Raw(self.rows, self.labels.pin_memory(), self.pixels.pin_memory(), planes, self.params.pinned())
+        second = None if self.second is None else self.second.pinned()
+        return Raw(self.rows, self.labels.pin_memory(), self.pixels.pin_memory(), planes, self.params.pinned(), second)
 
 
 class TrainLoader:
@@ -62,11 +65,12 @@ class TrainLoader:
         batch_size: images per environment and step.
         seed: of order and augmentation.
         augment: what is done to the images.
+        second_view: whether each minibatch has its images twice, augmented by two draws.
         process, num_processes: which share of every batch is wanted, of how many equal ones.
         pin: whether what is read is put where a GPU can copy it from while other work goes on.
 
     Raises:
-        UserError: an environment has fewer training images than `batch_size`.
+        UserError: an environment has fewer training images than `batch_size`; a second view without augmentation.
     """
 
     def __init__(
@@ -77,12 +81,18 @@ class TrainLoader:
         seed: int,
         augment: Augment,
         class_balanced: bool = False,
+        second_view: bool = False,
         process: int = 0,
         num_processes: int = 1,
         pin: bool = False,
     ) -> None:
         self.images, self.environments, self.batch_size, self.seed = images, environments, batch_size, seed
-        self.augment, self.class_balanced, self.pin = augment, class_balanced, pin
+        self.augment, self.class_balanced, self.second_view, self.pin = augment, class_balanced, second_view, pin
+        if second_view and not augment.names:
+            raise UserError(
+                "this algorithm compares two views of an image, but augment is empty, so that both are the same. Name "
+                "some changes, such as augment=horizontal_flip,color_jitter"
+            )
         size, left = divmod(batch_size, num_processes)
         if left:
             raise ValueError(f"{batch_size} images can't be shared equally by {num_processes} processes")
@@ -133,12 +143,14 @@ class TrainLoader:
             chosen = self.row_indices(step, environment)
             rows, keys = chosen[self.share], self.keys(chosen)[self.share]
             params = self.augment.draw(keys, self.seed, step)
-            raw = Raw(rows, self.images.targets(rows, None), self.images.pixels(rows), self.images.planes(rows), params)
+            second = self.augment.draw(keys, self.seed, step, view=1) if self.second_view else None
+            targets, planes = self.images.targets(rows, None), self.images.planes(rows)
+            raw = Raw(rows, targets, self.images.pixels(rows), planes, params, second)
             found.append(raw.pinned() if self.pin else raw)
         return found
 
-    def finish(self, raw: list[Raw], to_device: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Return (images (B, C, H, W) in [0, 1], labels (B,)) on the device, augmented there.
+    def finish(self, raw: list[Raw], to_device: Callable[[Tensor], Tensor]) -> list[Minibatch]:
+        """Return the minibatches on the device, augmented there.
 
         In a run with masks, these take the place of labels: (B, H, W) or (B, K, H, W), see `masks.to_target`. A mask is
         changed with its image.
@@ -147,14 +159,15 @@ class TrainLoader:
             raw: of `read`.
             to_device: takes uint8 images to float32 in [0, 1] on the device.
         """
-        batches = []
-        for one in raw:
-            x = to_device(one.pixels)
-            planes = None if one.planes is None else one.planes.to(x.device, non_blocking=True)
-            x, planes = self.augment(x, one.params, planes)
-            y = one.labels if planes is None else self.images.targets(one.rows, planes)
-            batches.append((x, y.to(x.device, non_blocking=True)))
-        return batches
+        minibatches = []
+        for environment, stored in enumerate(raw):
+            images = to_device(stored.pixels)
+            second = None if stored.second is None else self.augment(images, stored.second)[0]
+            planes = None if stored.planes is None else stored.planes.to(images.device, non_blocking=True)
+            x, planes = self.augment(images, stored.params, planes)
+            y = stored.labels if planes is None else self.images.targets(stored.rows, planes)
+            minibatches.append(Minibatch(x, y.to(x.device, non_blocking=True), environment, second))
+        return minibatches
 
     def keys(self, rows: np.ndarray) -> list[int]:
         """Numbers to key the augmentation by: the row, another one when it is drawn twice into one batch."""

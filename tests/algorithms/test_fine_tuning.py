@@ -205,7 +205,7 @@ def test_the_warm_up_of_the_encoder_is_counted_from_where_it_begins() -> None:
     engine.prepare(algorithm, 9)
     for step in range(9):
         train(algorithm, engine, step, step + 1)
-        groups = engine.optimizers["main"].param_groups
+        groups = engine.stepper.optimizers["main"].param_groups
         rates = {group["lr"] for group in groups if fine_tuning.START in group}
         (head,) = {group["lr"] for group in groups if fine_tuning.START not in group}
         assert head == schedules.learning_rate("cosine", step, 9, warmup=2)

@@ -41,7 +41,7 @@ class Probe(Algorithm):
     def predict(self, x):
         return self.head(self.encoder.algorithm.encode(x))
 
-    def losses(self, minibatches, unlabeled=None):
+    def losses(self, minibatches):
         x, y = concatenate(minibatches)
         return {"loss": nn.functional.cross_entropy(self.predict(x).float(), y)}
 

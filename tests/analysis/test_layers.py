@@ -47,7 +47,7 @@ class Planted(Algorithm):
             self.first.bias.copy_(torch.tensor([-10.0, 1.0, 0.0, 0.0]))
             self.first.weight[1] = 0
 
-    def losses(self, minibatches: Any, unlabeled: Any = None) -> dict[str, Tensor]:
+    def losses(self, minibatches: Any) -> dict[str, Tensor]:
         x = torch.cat([x for x, _ in minibatches])
         return {"loss": F.mse_loss(self.reconstruct(x), x)}
 

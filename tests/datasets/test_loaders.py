@@ -80,6 +80,27 @@ def test_a_gpu_is_not_waited_for(with_masks: bool, monkeypatch: pytest.MonkeyPat
     assert len(tensors) == 8 + 2 * with_masks and {*map(id, tensors)} == {*map(id, pinned)}
 
 
+def test_a_second_view_is_another_draw_and_leaves_the_first_as_it_is() -> None:
+    data = images(12, 12)
+    data.rows = np.random.default_rng(0).integers(0, 256, data.rows.shape, dtype=np.uint8)
+    one, both = (
+        TrainLoader(data, [0, 1], 4, seed=1, augment=Augment(["crop_scale", "color_jitter"]), second_view=second)
+        for second in (False, True)
+    )
+    plain, viewed = (loader.finish(loader.read(7), to_float) for loader in (one, both))
+    again = both.finish(both.read(7), to_float)
+    for number, (first, with_second, repeated) in enumerate(zip(plain, viewed, again, strict=True)):
+        assert first.second_view is None and first.environment == with_second.environment == number
+        assert torch.equal(first.x, with_second.x) and torch.equal(first.y, with_second.y)
+        assert torch.equal(with_second.second_view, repeated.second_view), "a function of seed, step and row"
+        assert (with_second.x - with_second.second_view).abs().mean() > 0.01
+
+
+def test_two_views_need_an_augmentation() -> None:
+    with pytest.raises(UserError, match="two views .* augment=horizontal_flip"):
+        TrainLoader(images(12), [0], 4, 0, Augment([]), second_view=True)
+
+
 def test_an_image_twice_in_one_batch_is_changed_in_two_ways() -> None:
     loader = TrainLoader(images(4), [0], 3, seed=0, augment=Augment([]))
     assert loader.keys(np.array([2, 0, 2, 2])) == [2, 0, 7, 12]
