@@ -26,7 +26,7 @@ from domainbed.paths import user_path
 __all__ = [
     "Decay", "Factor", "Field", "Fraction", "HParams", "Layer", "Names", "NonNegativeFloat", "NonNegativeInt",
     "PositiveFloat", "PositiveInt", "Rate", "Resolved", "SeparatedBy", "StepCount", "names_in", "path_text",
-    "read_yaml", "resolve",
+    "TwoOrMore", "read_yaml", "resolve",
 ]  # fmt: skip
 
 
@@ -52,6 +52,7 @@ def _no_bool(value: Any) -> Any:
 
 _NUMBER = BeforeValidator(_no_bool)
 PositiveInt = Annotated[int, _NUMBER, Field(gt=0), Kind("a whole number of 1 or more")]
+TwoOrMore = Annotated[int, _NUMBER, Field(ge=2), Kind("a whole number of 2 or more")]
 NonNegativeInt = Annotated[int, _NUMBER, Field(ge=0), Kind("a whole number of 0 or more")]
 StepCount = Annotated[int, _NUMBER, Field(ge=0), Kind("a step count (a whole number of 0 or more, such as 5000)")]
 PositiveFloat = Annotated[float, _NUMBER, Field(gt=0, allow_inf_nan=False), Kind("a number above 0, such as 1e-4")]

@@ -31,9 +31,11 @@ from domainbed.hparams import (
     PositiveInt,
     Rate,
     StepCount,
+    TwoOrMore,
     path_text,
 )
-from domainbed.networks.encoders import TimmEncoder, feature_width, first_stages, without_values
+from domainbed.networks.encoders import PLAIN, TimmEncoder, feature_width, first_stages, without_values
+from domainbed.networks.plain_encoders import PlainEncoder, check_plain, plain_encoder
 
 #: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,). Where `needs_masks`, masks in
 #: their place: class indices (B, H, W), or kinds that may overlap (B, K, H, W), see `objectives.segmentation`.
@@ -413,9 +415,11 @@ def _as_text(value: Any) -> Any:
 
 
 class EncoderHParams(Algorithm.HParams):
-    """Options of algorithms with a timm backbone as encoder."""
+    """Options of algorithms with an encoder that `model` names: a timm backbone, or one of `PLAIN`."""
 
-    model: str = Field("resnet50", description="name of a timm model, the encoder's backbone")
+    model: str = Field(
+        "resnet50", description=f"name of a timm model, the encoder's backbone; or one of {', '.join(PLAIN)}"
+    )
     pretrained: Annotated[str, BeforeValidator(_as_text), Kind("auto, true, false, or the path of a file")] = Field(
         "auto", description="auto, true, false, a .safetensors or .pth file, or <package>==<version>"
     )
@@ -435,6 +439,9 @@ class EncoderHParams(Algorithm.HParams):
     finetune: bool = Field(
         False, description="a recipe for few steps from pretrained weights: AdamW, rates by layer, warm-up and cosine"
     )
+    mlp_width: PositiveInt = Field(256, description="model=mlp: width of every layer, and number of features")
+    mlp_depth: TwoOrMore = Field(3, description="model=mlp: number of layers")
+    mlp_dropout: Rate = Field(0.0, description="model=mlp: share of each hidden layer that training sets to 0")
 
     presets = {
         "finetune": {
@@ -455,6 +462,23 @@ class EncoderHParams(Algorithm.HParams):
         super().model_post_init(context)
         if self.pretrained == "false" and (reason := self.why_pretrained()):
             raise ValueError(reason)
+        about_timm = [key for key in FINE_TUNING if self[key] != type(self).model_fields[key].default]
+        about_timm += ["pretrained"] * (self.pretrained not in ("auto", "false"))
+        if self.timm_model is None and about_timm:
+            raise ValueError(
+                f"{about_timm[0]} is about a timm encoder, but model = {self.model or 'null'}. Name one, such as "
+                "model=resnet18, or leave it out"
+            )
+
+    def idle(self) -> dict[str, str]:
+        """Return what belongs to another encoder."""
+        keys = () if self.model == "mlp" else ("mlp_width", "mlp_depth", "mlp_dropout")
+        return super().idle() | dict.fromkeys(keys, f"model = {self.model or 'null'}")
+
+    @property
+    def timm_model(self) -> str | None:
+        """timm's name of the encoder's backbone; None where the encoder is not timm's."""
+        return None if self.model in (None, *PLAIN) else self.model
 
     @property
     def has_groups(self) -> bool:
@@ -491,14 +515,26 @@ FINE_TUNING = (
 )  # fmt: skip
 
 
-def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) -> TimmEncoder:
-    """Return the encoder that the hyper-parameters ask for; warn where it had to be random."""
+def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, ...]) -> TimmEncoder | PlainEncoder:
+    """Return the encoder that the hyper-parameters ask for; warn where it had to be random though none were asked for.
+
+    Args:
+        hparams: whose `model` is one of `PLAIN`, or a name of timm's.
+        input_shape: (C, H, W) of images, or (F,) of vectors.
+
+    Raises:
+        UserError: the encoder can't take what has that shape, or its weights can't be had.
+    """
+    if hparams.timm_model is None:
+        sizes = (hparams.mlp_width, hparams.mlp_depth, hparams.mlp_dropout)
+        return plain_encoder(hparams.model, input_shape, *sizes)
+    shape = hparams.encoder_shape(_image_shape(hparams.model, input_shape))
     weights = pretrained.locate(hparams.model, hparams.pretrained)
     if weights.source == "false" and hparams.pretrained != "false" and (reason := hparams.why_pretrained()):
         raise UserError(f"{weights.message}. {reason}")
     if weights.warning:
         warnings.warn(f"{weights.message}. To avoid it: {weights.advice}", stacklevel=3)
-    encoder = TimmEncoder(hparams.model, hparams.encoder_shape(input_shape), hparams.dropout, hparams.drop_path)
+    encoder = TimmEncoder(hparams.model, shape, hparams.dropout, hparams.drop_path)
     if weights.source != "false":
         pretrained.load_weights(encoder.backbone, hparams.model, weights.source)
     if hparams.freeze_stages:
@@ -508,14 +544,17 @@ def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) ->
     return encoder
 
 
-def check_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) -> None:
+def check_encoder(hparams: EncoderHParams, input_shape: tuple[int, ...]) -> None:
     """Learn, before there are images, whether `build_encoder` would fail.
 
     Raises:
-        UserError: the model can't take images of that size, has no stochastic depth or fewer stages than are to be
+        UserError: the encoder can't take what has that shape, has no stochastic depth or fewer stages than are to be
             frozen, or the checkpoint can't be read or is another model's.
     """
-    shape = hparams.encoder_shape(input_shape)
+    if hparams.timm_model is None:
+        check_plain(hparams.model, input_shape)
+        return
+    shape = hparams.encoder_shape(_image_shape(hparams.model, input_shape))
     feature_width(hparams.model, shape)
     backbone = without_values(hparams.model, shape, hparams.drop_path)
     if hparams.freeze_stages:
@@ -523,6 +562,21 @@ def check_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) ->
     weights = pretrained.locate(hparams.model, hparams.pretrained)
     if weights.source != "false":
         pretrained.fitted(backbone, hparams.model, weights.source)
+
+
+def _image_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) that a timm backbone is given.
+
+    Raises:
+        UserError: it is that of vectors, (F,).
+    """
+    if len(input_shape) == 1:
+        raise UserError(
+            f"model = {model} is a backbone of timm's, which takes images, but these are vectors of {input_shape[0]} "
+            "numbers. Use model=mlp, or model=none for a linear probe"
+        )
+    channels, height, width = input_shape
+    return channels, height, width
 
 
 class LabelLoss(nn.Module):
