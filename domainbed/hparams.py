@@ -96,6 +96,8 @@ class HParams(BaseModel):
     #: Values, of this model or of the run, that a flag stands for. They rank just below the place that sets the flag.
     #: A subclass names its own flags only; those of its bases stay.
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: Keys that others of its kind have and this one can't, and why, for whoever sets one on the command line.
+    refused: ClassVar[dict[str, str]] = {}
 
     def __getitem__(self, key: str) -> Any:
         return getattr(self, key)
@@ -156,6 +158,7 @@ def resolve(
         if twice:
             raise TypeError(f"{model.__qualname__} declares {', '.join(twice)}, which another part of the run has too")
         fields |= model.model_fields
+    refused = {key: why for model in models for key, why in getattr(model, "refused", {}).items()}
     presets = {flag: values for model in models for flag, values in presets_of(model).items()}
     resolved = Resolved({key: info.get_default(call_default_factory=True) for key, info in fields.items()}, {})
     resolved.sources = dict.fromkeys(fields, "default")
@@ -173,6 +176,8 @@ def resolve(
                 elif layer.shared and key in set(known_elsewhere()):
                     if not layer.quiet:
                         resolved.unused.append((layer.name, key))
+                elif key in refused:
+                    faults.append(f"{layer.name}: {key} = {as_text(value)} is no setting here: {refused[key]}")
                 else:
                     faults.append(f"{layer.name}: no setting named {key!r}{did_you_mean(key, fields)}")
             stated.append((layer.name, parsed))

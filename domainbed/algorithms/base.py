@@ -37,7 +37,8 @@ from domainbed.hparams import (
 from domainbed.networks.encoders import PLAIN, TimmEncoder, feature_width, first_stages, without_values
 from domainbed.networks.plain_encoders import PlainEncoder, check_plain, plain_encoder
 
-#: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,). Where `needs_masks`, masks in
+#: A minibatch of one environment: images (B, C, H, W) in [0, 1], and class indices (B,). From a data set of vectors,
+#: those (B, F) as they are, for an algorithm that `takes_vectors`. Where `needs_masks`, masks in
 #: their place: class indices (B, H, W), or kinds that may overlap (B, K, H, W), see `objectives.segmentation`.
 Minibatch = tuple[Tensor, Tensor]
 
@@ -218,7 +219,7 @@ class Algorithm(nn.Module):
     """What is trained. Subclasses write `losses`, and the capabilities that they have.
 
     Args:
-        input_shape: (C, H, W) of the images.
+        input_shape: (C, H, W) of the images; (F,) of vectors, for a class that `takes_vectors`.
         num_classes: K; 0 where the images have no labels. Where `needs_masks`, that of the masks.
         num_domains: number of training environments, the length of `minibatches`.
         hparams: an instance of the class's `HParams`, or a mapping of its keys.
@@ -260,6 +261,10 @@ class Algorithm(nn.Module):
         def check_size(self, input_shape: tuple[int, int, int]) -> None:
             """Raise `UserError` where the algorithm can't take images (C, H, W), before any of them is decoded."""
 
+        def why_no_vectors(self) -> str:
+            """Return why vectors can't be learnt from with these settings, for a class that takes them; else \"\"."""
+            return ""
+
         def idle(self) -> dict[str, str]:
             """Return what belongs to another schedule of the learning rate."""
             keys = () if self.lr_schedule == "step" else ("lr_step_size", "lr_gamma")
@@ -273,12 +278,17 @@ class Algorithm(nn.Module):
     #: Whether it learns from masks, which then take the place of labels in a minibatch, and K is the number of their
     #: classes. Its options are `MaskHParams`.
     needs_masks: ClassVar[bool] = False
+    #: Whether it also learns from vectors (F,), such as features of another model. It then asks nothing of x but what
+    #: an encoder makes of it.
+    takes_vectors: ClassVar[bool] = False
 
     step: Tensor
     hparams: Any
 
-    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__()
+        if len(input_shape) == 1:
+            self.check_takes_vectors()
         self.input_shape, self.num_classes, self.num_domains = tuple(input_shape), num_classes, num_domains
         self.hparams = hparams if isinstance(hparams, self.HParams) else self.HParams(**hparams)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -290,6 +300,22 @@ class Algorithm(nn.Module):
                 f"{'one class only' if num_classes else 'no labels'}. Choose an algorithm that needs none, such as "
                 "--algorithm AE, or give images of at least two classes"
             )
+
+    @classmethod
+    def check_takes_vectors(cls, hparams: Any = None, of: str = "the data set") -> None:
+        """Raise `UserError` where vectors can't be learnt from, before any is read.
+
+        Args:
+            hparams: an instance of `HParams`; None to ask of the class alone.
+            of: the name of the data set, for the message.
+        """
+        if not cls.takes_vectors:
+            raise UserError(
+                f"{cls.name or cls.__name__} learns from images, but {of} gives vectors. Choose an algorithm that "
+                "takes vectors, such as --algorithm ERM, or a data set of images"
+            )
+        if hparams is not None and (why := hparams.why_no_vectors()):
+            raise UserError(f"{of} gives vectors, and {why}")
 
     @property
     def batch_coupled(self) -> bool:
@@ -474,6 +500,12 @@ class EncoderHParams(Algorithm.HParams):
         """Return what belongs to another encoder."""
         keys = () if self.model == "mlp" else ("mlp_width", "mlp_depth", "mlp_dropout")
         return super().idle() | dict.fromkeys(keys, f"model = {self.model or 'null'}")
+
+    def why_no_vectors(self) -> str:
+        """Return that the encoder takes images, where it does."""
+        if self.model in ("mlp", "none"):
+            return ""
+        return f"model = {self.model} takes images. Use model=mlp, or model=none for a linear probe"
 
     @property
     def timm_model(self) -> str | None:

@@ -157,6 +157,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
     for line in dataset.log:
         say(line)
+    dataset.check_for_training()
     targets = choose_targets(script, settings.test_envs, dataset.environments)
     if settings.resume:
         command = first_command(folder / "config.yaml") or command  # the summary shows how the run began
@@ -219,9 +220,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     try:
         records.log_file(said)
         images = engine.on_main(read_images) or read_images()  # once they are decoded, all find them
-        records.log(
-            f"{settings.dataset}: {len(images.names)} images of {images.input_shape[1]} x {images.input_shape[2]} px"
-        )
+        records.log(f"{settings.dataset}: {images.describe()}")
         for line in images.table():
             records.log(line)
         if images.mask_classes:
@@ -256,7 +255,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
                 settings=settings,
                 algorithm=configuration.algorithm,
                 hparams=hparams,
-                augment=Augment(configuration.dataset_hparams.augment),
+                augment=Augment(getattr(configuration.dataset_hparams, "augment", ())),
                 images=images,
                 targets=targets or [[]],
                 folder=folder,
