@@ -320,12 +320,16 @@ class Engine:
     def to_device(self, images: Tensor) -> Tensor:
         """Return uint8 images (B, C, H, W) as float32 in [0, 1] on the device, channels last.
 
+        Floats, which are vectors (B, F), keep their values.
+
         Raises:
             UserError: out of memory.
         """
         if self.device.type == "cuda" and not images.is_pinned():
             images = images.pin_memory()
         images = images.to(self.device, non_blocking=True)
+        if images.is_floating_point():  # vectors: there is no byte to be scaled
+            return images.float()
         return images.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
 
     # --- the other processes ---

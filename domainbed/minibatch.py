@@ -18,7 +18,8 @@ class Minibatch:
     Not a tuple: DistributedDataParallel would rebuild a tuple from its items and lose the rest.
 
     Attributes:
-        x: images (B, C, H, W) in [0, 1].
+        x: images (B, C, H, W) in [0, 1]; from a data set of vectors, those (B, F) as they are, for an algorithm that
+            `takes_vectors`.
         y: class indices (B,); masks where the algorithm needs them: class indices (B, H, W), or kinds that may overlap
             (B, K, H, W), see `objectives.segmentation`.
         environment: the number of the training environment, from 0 to num_domains - 1.

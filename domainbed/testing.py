@@ -31,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 from domainbed import checkpoint
 from domainbed.algorithms import finished
 from domainbed.algorithms.base import (
+    FINE_TUNING,
     Algorithm,
     Decoder,
     Encoder,
@@ -51,17 +52,18 @@ from domainbed.registry import ALGORITHMS
 
 NUM_CLASSES, NUM_DOMAINS, BATCH = 3, 2, 4
 SHAPES = ((3, 32, 32), (1, 32, 32), (3, 33, 33), (1, 17, 23))
+VECTOR_SHAPE = (12,)
 SMALL_BACKBONE = "test_resnet"  # timm's model for tests
 
 
 def build(
-    cls: type[Algorithm], shape: tuple[int, int, int] = SHAPES[0], num_domains: int = NUM_DOMAINS, **hparams: Any
+    cls: type[Algorithm], shape: tuple[int, ...] = SHAPES[0], num_domains: int = NUM_DOMAINS, **hparams: Any
 ) -> Algorithm:
     """Return an instance, with a tiny random backbone and untrained parts where the class has any and none is named."""
     return cls(shape, NUM_CLASSES, num_domains, small(cls, shape) | hparams)
 
 
-def small(cls: type[Algorithm], shape: tuple[int, int, int]) -> dict[str, Any]:
+def small(cls: type[Algorithm], shape: tuple[int, ...]) -> dict[str, Any]:
     """Return hyper-parameters that a test can't leave at their defaults: the backbone, and runs that it is built on."""
     found: dict[str, Any] = {}
     if "model" in cls.HParams.model_fields:
@@ -73,9 +75,7 @@ def small(cls: type[Algorithm], shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 @cache
-def untrained_run(
-    cls: type[Algorithm], shape: tuple[int, int, int], num_classes: int = NUM_CLASSES
-) -> finished.FinishedRun:
+def untrained_run(cls: type[Algorithm], shape: tuple[int, ...], num_classes: int = NUM_CLASSES) -> finished.FinishedRun:
     """Return the description of a model that a run of no steps would export, with random weights."""
     algorithm = cls(shape, num_classes, NUM_DOMAINS, small(cls, shape))
     folder = Path(tempfile.mkdtemp())
@@ -100,7 +100,7 @@ def untrained_run(
 
 
 def minibatches(
-    shape: tuple[int, int, int] = SHAPES[0],
+    shape: tuple[int, ...] = SHAPES[0],
     seed: int = 0,
     batch: int = BATCH,
     algorithm: Algorithm | None = None,
@@ -108,12 +108,17 @@ def minibatches(
 ) -> list[Minibatch]:
     """Return smooth random images in [0, 1], each environment of another brightness, with what is learnt from them.
 
-    That is labels; for an `algorithm` that needs masks, those of the form that its `output` asks for, with some pixels
-    that nobody labelled.
+    For a shape (F,) they are vectors, normal ones, each environment with another mean. What is learnt is
+    labels; for an `algorithm` that needs masks, those of the form that its `output` asks for, with some pixels that
+    nobody labelled.
     """
     generator = torch.Generator().manual_seed(seed)
     made = []
     for domain in range(num_domains):
+        if len(shape) == 1:
+            vectors = torch.randn(batch, *shape, generator=generator) + domain
+            made.append(Minibatch(vectors, torch.randint(NUM_CLASSES, (batch,), generator=generator), domain))
+            continue
         coarse = torch.rand(batch, shape[0], 4, 4, generator=generator) * (0.5 + 0.5 * domain / (num_domains - 1))
         images = torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
         labels = torch.randint(NUM_CLASSES, (batch,), generator=generator)
@@ -177,6 +182,36 @@ def check_shapes(cls: type[Algorithm], **hparams: Any) -> None:
                     _is_image("decode_level", algorithm.decode_level(x.new_zeros(BATCH, size), level), (BATCH, *shape))
             if isinstance(algorithm, Sampler):
                 _is_image("sample", algorithm.sample(BATCH), (BATCH, *shape))
+
+
+def check_vectors(cls: type[Algorithm], **hparams: Any) -> None:
+    """A class that `takes_vectors` learns from them and says as much of them as of images; another one refuses them."""
+    if not cls.takes_vectors:
+        try:
+            build(cls, VECTOR_SHAPE, **hparams)
+        except UserError as error:
+            assert "vectors" in str(error), f"what refuses vectors does not say so: {error}"
+            return
+        raise AssertionError("takes_vectors is False, but vectors are not refused: call super().__init__ first")
+    for model in ("mlp", "none") if "model" in cls.HParams.model_fields else (None,):
+        of_images = {"model", "pretrained", *FINE_TUNING} if model else set()
+        kept = {key: value for key, value in hparams.items() if key not in of_images}
+        kept |= {"model": model} if model else {}
+        try:
+            algorithm = build(cls, VECTOR_SHAPE, **kept)
+        except ValidationError as error:
+            assert model == "none" and "model=mlp" in str(error), f"model = {model} is refused for vectors: {error}"
+            continue
+        batches = minibatches(VECTOR_SHAPE, algorithm=algorithm)
+        for key, value in algorithm.update(batches).items():
+            assert value.isfinite(), f"losses()[{key!r}] is {value.item()} for vectors"
+        algorithm.eval()
+        with torch.no_grad():
+            if isinstance(algorithm, Predictor):
+                _has_shape("predict", algorithm.predict(batches[0][0]), (BATCH, NUM_CLASSES))
+            if isinstance(algorithm, Encoder):
+                code = algorithm.encode(batches[0][0])
+                assert code.ndim == 2 and len(code) == BATCH, f"encode() returned {tuple(code.shape)}, not (B, D)"
 
 
 def check_every_parameter_learns(cls: type[Algorithm], **hparams: Any) -> None:
@@ -391,7 +426,9 @@ def check_alive(cls: type[Algorithm], **hparams: Any) -> None:
     the other values; numbers of steps are 3 to begin with. A key that has no effect has to say so in `idle`.
     """
     fields = cls.HParams.model_fields
-    inherited = {*Algorithm.HParams.model_fields, *ALGORITHMS["ERM"].HParams.model_fields, *cls.HParams.runs}
+    of_erm = ALGORITHMS["ERM"].HParams.model_fields
+    inherited = {key for key in of_erm if key in fields and fields[key].description == of_erm[key].description}
+    inherited |= {*Algorithm.HParams.model_fields, *cls.HParams.runs}
     start = {key: 3 for key, info in fields.items() if _is_step_count(info) and key not in inherited} | hparams
     usual, idle = _outcome_of_ten_steps(cls, start), build(cls, **start).hparams.idle()
     dead = []
@@ -441,6 +478,7 @@ def _outcome_of_ten_steps(cls: type[Algorithm], hparams: dict[str, Any]) -> Tens
 
 CHECKS: tuple[Callable[..., None], ...] = (
     check_shapes,
+    check_vectors,
     check_every_parameter_learns,
     check_overfits_one_batch,
     check_batch_size_does_not_matter,

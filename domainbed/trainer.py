@@ -154,7 +154,7 @@ def write_summary(run: Run) -> summary.Summary | None:
     """Write the summary of what is finished so far, in the main process."""
     if not run.engine.is_main:
         return None
-    settings = run.settings
+    settings, model = run.settings, getattr(run.hparams, "timm_model", getattr(run.hparams, "model", None))
     described = {
         "name": run.folder.name,
         "algorithm": settings.algorithm,
@@ -167,8 +167,8 @@ def write_summary(run: Run) -> summary.Summary | None:
         "targets": [run.target_name(target) for target in run.targets],
         "seeds": run.seeds,
         "class_names": run.images.target_classes,
-        "pretrained": getattr(run.hparams, "pretrained", None) if getattr(run.hparams, "model", None) else None,
-        "weights_to_try": settings_with_weights(run.hparams.model) if getattr(run.hparams, "model", None) else None,
+        "pretrained": getattr(run.hparams, "pretrained", None) if model else None,
+        "weights_to_try": settings_with_weights(model) if model else None,
         "class_balanced": run.hparams.class_balanced,
         "may_have_seen": any(run.hparams[key] for key in run.hparams.runs) or shares_images(run.images),
     }

@@ -32,10 +32,12 @@ from domainbed.hparams import (
     PositiveInt,
     Rate,
     StepCount,
+    TwoOrMore,
     path_text,
 )
 from domainbed.minibatch import Minibatch, as_minibatches
-from domainbed.networks.encoders import TimmEncoder, feature_width, first_stages, without_values
+from domainbed.networks.encoders import PLAIN, TimmEncoder, feature_width, first_stages, without_values
+from domainbed.networks.plain_encoders import PlainEncoder, check_plain, plain_encoder
 
 
 @runtime_checkable
@@ -225,7 +227,7 @@ class Algorithm(nn.Module):
     """What is trained. Subclasses write `losses`, and the capabilities that they have.
 
     Args:
-        input_shape: (C, H, W) of the images.
+        input_shape: (C, H, W) of the images; (F,) of vectors, for a class that `takes_vectors`.
         num_classes: K; 0 where the images have no labels. Where `needs_masks`, that of the masks.
         num_domains: number of training environments, the length of `minibatches`.
         hparams: an instance of the class's `HParams`, or a mapping of its keys.
@@ -267,6 +269,10 @@ class Algorithm(nn.Module):
         def check_size(self, input_shape: tuple[int, int, int]) -> None:
             """Raise `UserError` where the algorithm can't take images (C, H, W), before any of them is decoded."""
 
+        def why_no_vectors(self) -> str:
+            """Return why vectors can't be learnt from with these settings, for a class that takes them; else \"\"."""
+            return ""
+
         def idle(self) -> dict[str, str]:
             """Return what belongs to another schedule of the learning rate."""
             keys = () if self.lr_schedule == "step" else ("lr_step_size", "lr_gamma")
@@ -286,11 +292,17 @@ class Algorithm(nn.Module):
     anchor: ClassVar[Mapping[str, Any]] = {}
     #: Whether each minibatch brings a second view of its images, augmented anew.
     needs_second_view: ClassVar[bool] = False
+    #: Whether it also learns from vectors (F,), such as features of another model. It then asks nothing of x but what
+    #: an encoder makes of it.
+    takes_vectors: ClassVar[bool] = False
+
     step: Tensor
     hparams: Any
 
-    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__()
+        if len(input_shape) == 1:
+            self.check_takes_vectors()
         self.input_shape, self.num_classes, self.num_domains = tuple(input_shape), num_classes, num_domains
         self.hparams = hparams if isinstance(hparams, self.HParams) else self.HParams(**hparams)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -318,6 +330,22 @@ class Algorithm(nn.Module):
     def second_order(self) -> bool:
         """Whether gradients are differentiated in turn, which compiled code does not allow."""
         return False
+
+    @classmethod
+    def check_takes_vectors(cls, hparams: Any = None, of: str = "the data set") -> None:
+        """Raise `UserError` where vectors can't be learnt from, before any is read.
+
+        Args:
+            hparams: an instance of `HParams`; None to ask of the class alone.
+            of: the name of the data set, for the message.
+        """
+        if not cls.takes_vectors:
+            raise UserError(
+                f"{cls.name or cls.__name__} learns from images, but {of} gives vectors. Choose an algorithm that "
+                "takes vectors, such as --algorithm ERM, or a data set of images"
+            )
+        if hparams is not None and (why := hparams.why_no_vectors()):
+            raise UserError(f"{of} gives vectors, and {why}")
 
     @property
     def batch_coupled(self) -> bool:
@@ -462,9 +490,11 @@ def _as_text(value: Any) -> Any:
 
 
 class EncoderHParams(Algorithm.HParams):
-    """Options of algorithms with a timm backbone as encoder."""
+    """Options of algorithms with an encoder that `model` names: a timm backbone, or one of `PLAIN`."""
 
-    model: str = Field("resnet50", description="name of a timm model, the encoder's backbone")
+    model: str = Field(
+        "resnet50", description=f"name of a timm model, the encoder's backbone; or one of {', '.join(PLAIN)}"
+    )
     pretrained: Annotated[str, BeforeValidator(_as_text), Kind("auto, true, false, or the path of a file")] = Field(
         "auto", description="auto, true, false, a .safetensors or .pth file, or <package>==<version>"
     )
@@ -484,6 +514,9 @@ class EncoderHParams(Algorithm.HParams):
     finetune: bool = Field(
         False, description="a recipe for few steps from pretrained weights: AdamW, rates by layer, warm-up and cosine"
     )
+    mlp_width: PositiveInt = Field(256, description="model=mlp: width of every layer, and number of features")
+    mlp_depth: TwoOrMore = Field(3, description="model=mlp: number of layers")
+    mlp_dropout: Rate = Field(0.0, description="model=mlp: share of each hidden layer that training sets to 0")
 
     presets = {
         "finetune": {
@@ -504,6 +537,29 @@ class EncoderHParams(Algorithm.HParams):
         super().model_post_init(context)
         if self.pretrained == "false" and (reason := self.why_pretrained()):
             raise ValueError(reason)
+        about_timm = [key for key in FINE_TUNING if self[key] != type(self).model_fields[key].default]
+        about_timm += ["pretrained"] * (self.pretrained not in ("auto", "false"))
+        if self.timm_model is None and about_timm:
+            raise ValueError(
+                f"{about_timm[0]} is about a timm encoder, but model = {self.model or 'null'}. Name one, such as "
+                "model=resnet18, or leave it out"
+            )
+
+    def idle(self) -> dict[str, str]:
+        """Return what belongs to another encoder."""
+        keys = () if self.model == "mlp" else ("mlp_width", "mlp_depth", "mlp_dropout")
+        return super().idle() | dict.fromkeys(keys, f"model = {self.model or 'null'}")
+
+    def why_no_vectors(self) -> str:
+        """Return that the encoder takes images, where it does."""
+        if self.model in ("mlp", "none"):
+            return ""
+        return f"model = {self.model} takes images. Use model=mlp, or model=none for a linear probe"
+
+    @property
+    def timm_model(self) -> str | None:
+        """timm's name of the encoder's backbone; None where the encoder is not timm's."""
+        return None if self.model in (None, *PLAIN) else self.model
 
     @property
     def has_groups(self) -> bool:
@@ -529,6 +585,14 @@ class EncoderHParams(Algorithm.HParams):
             )
         return ""
 
+    def check_encoder_learns(self) -> None:
+        """Raise `ValueError` where a penalty on features would have none to change: for methods that have one."""
+        if self.model == "none":
+            raise ValueError(
+                "model = none has no encoder, and the penalty acts on the features of one. Use model=mlp, or "
+                "--algorithm ERM for a linear classifier"
+            )
+
     def encoder_shape(self, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Return the shape in which the encoder gets images (C, H, W)."""
         return input_shape
@@ -540,14 +604,26 @@ FINE_TUNING = (
 )  # fmt: skip
 
 
-def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) -> TimmEncoder:
-    """Return the encoder that the hyper-parameters ask for; warn where it had to be random."""
+def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, ...]) -> TimmEncoder | PlainEncoder:
+    """Return the encoder that the hyper-parameters ask for; warn where it had to be random though none were asked for.
+
+    Args:
+        hparams: whose `model` is one of `PLAIN`, or a name of timm's.
+        input_shape: (C, H, W) of images, or (F,) of vectors.
+
+    Raises:
+        UserError: the encoder can't take what has that shape, or its weights can't be had.
+    """
+    if hparams.timm_model is None:
+        sizes = (hparams.mlp_width, hparams.mlp_depth, hparams.mlp_dropout)
+        return plain_encoder(hparams.model, input_shape, *sizes)
+    shape = hparams.encoder_shape(_image_shape(hparams.model, input_shape))
     weights = pretrained.locate(hparams.model, hparams.pretrained)
     if weights.source == "false" and hparams.pretrained != "false" and (reason := hparams.why_pretrained()):
         raise UserError(f"{weights.message}. {reason}")
     if weights.warning:
         warnings.warn(f"{weights.message}. To avoid it: {weights.advice}", stacklevel=3)
-    encoder = TimmEncoder(hparams.model, hparams.encoder_shape(input_shape), hparams.dropout, hparams.drop_path)
+    encoder = TimmEncoder(hparams.model, shape, hparams.dropout, hparams.drop_path)
     if weights.source != "false":
         pretrained.load_weights(encoder.backbone, hparams.model, weights.source)
     if hparams.freeze_stages:
@@ -557,14 +633,17 @@ def build_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) ->
     return encoder
 
 
-def check_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) -> None:
+def check_encoder(hparams: EncoderHParams, input_shape: tuple[int, ...]) -> None:
     """Learn, before there are images, whether `build_encoder` would fail.
 
     Raises:
-        UserError: the model can't take images of that size, has no stochastic depth or fewer stages than are to be
+        UserError: the encoder can't take what has that shape, has no stochastic depth or fewer stages than are to be
             frozen, or the checkpoint can't be read or is another model's.
     """
-    shape = hparams.encoder_shape(input_shape)
+    if hparams.timm_model is None:
+        check_plain(hparams.model, input_shape)
+        return
+    shape = hparams.encoder_shape(_image_shape(hparams.model, input_shape))
     feature_width(hparams.model, shape)
     backbone = without_values(hparams.model, shape, hparams.drop_path)
     if hparams.freeze_stages:
@@ -572,6 +651,21 @@ def check_encoder(hparams: EncoderHParams, input_shape: tuple[int, int, int]) ->
     weights = pretrained.locate(hparams.model, hparams.pretrained)
     if weights.source != "false":
         pretrained.fitted(backbone, hparams.model, weights.source)
+
+
+def _image_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) that a timm backbone is given.
+
+    Raises:
+        UserError: it is that of vectors, (F,).
+    """
+    if len(input_shape) == 1:
+        raise UserError(
+            f"model = {model} is a backbone of timm's, which takes images, but these are vectors of {input_shape[0]} "
+            "numbers. Use model=mlp, or model=none for a linear probe"
+        )
+    channels, height, width = input_shape
+    return channels, height, width
 
 
 class LabelLoss(nn.Module):

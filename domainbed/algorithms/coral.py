@@ -31,6 +31,7 @@ class CORAL(ERM):
 
         def model_post_init(self, context: Any) -> None:
             super().model_post_init(context)
+            self.check_encoder_learns()
             if self.batch_size < 2:
                 raise ValueError("batch_size = 1, but one image has no covariance. Use batch_size=2 or more")
 

@@ -50,10 +50,16 @@ class DANN(ERM):
         mlp_depth: TwoOrMore = Field(3, description="number of layers of the discriminator")
         mlp_dropout: Rate = Field(0.0, description="share of the discriminator's units that training sets to 0")
 
+        def model_post_init(self, context: Any) -> None:
+            super().model_post_init(context)
+            self.check_encoder_learns()
+
         def idle(self) -> dict[str, str]:
             """Return what belongs to another optimiser."""
             of_adam = {} if self.optimizer in ("adam", "adamw") else {"beta1": f"optimizer = {self.optimizer}"}
-            return super().idle() | of_adam
+            of_discriminator = ("mlp_width", "mlp_depth", "mlp_dropout")  # of the encoder, too, where model = mlp
+            of_others = {key: why for key, why in super().idle().items() if key not in of_discriminator}
+            return of_others | of_adam
 
     min_domains = 2
 

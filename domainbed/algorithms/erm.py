@@ -24,8 +24,9 @@ class ERM(Algorithm):
         """Options of ERM."""
 
     needs_labels = True
+    takes_vectors = True
 
-    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Any) -> None:
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, num_domains: int, hparams: Any) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.encoder = build_encoder(self.hparams, input_shape)
         self.head = nn.Linear(self.encoder.num_features, num_classes)
@@ -35,7 +36,7 @@ class ERM(Algorithm):
         self.label_loss.set_class_counts(counts)
 
     def losses(self, minibatches: Any) -> dict[str, Tensor]:
-        x, y = concatenate(minibatches)  # (B, C, H, W), (B,)
+        x, y = concatenate(minibatches)  # (B, C, H, W) or (B, F), (B,)
         return {"loss": self.label_loss(self.predict(x), y).mean()}
 
     def predict(self, x: Tensor) -> Tensor:

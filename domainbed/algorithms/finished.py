@@ -43,7 +43,7 @@ class FinishedRun(BaseModel):
         path: the exported file; empty where the weights come with those of the algorithm that it is a part of.
         digest: SHA-256 of that file.
         algorithm: its name. hparams: the values of its keys.
-        input_shape: (C, H, W). classes: of its labels. num_domains: of its training.
+        input_shape: (C, H, W), or (F,). classes: of its labels. num_domains: of its training.
         dataset: the name of its data set. sources: environments that it was trained on. target: that it left out.
         seed: of the run. step: of the checkpoint. data: the settings of its data set.
         runs: finished runs that it is built on itself, by key.
@@ -56,7 +56,7 @@ class FinishedRun(BaseModel):
     digest: str = ""
     algorithm: str
     hparams: dict[str, Any]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     classes: list[str]
     num_domains: int
     dataset: str

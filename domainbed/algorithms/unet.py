@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from domainbed.algorithms.base import (
-    FINE_TUNING,
     Algorithm,
     EncoderHParams,
     MaskHParams,
@@ -34,7 +33,8 @@ from domainbed.algorithms.base import (
 )
 from domainbed.errors import UserError
 from domainbed.hparams import Field, PositiveFloat, PositiveInt
-from domainbed.networks.unet import ConvPyramid, TimmPyramid, UNetwork, padded_shape
+from domainbed.networks.encoders import TimmEncoder
+from domainbed.networks.unet import ConvPyramid, TimmPyramid, UNetwork, no_pyramid, padded_shape
 from domainbed.objectives.segmentation import dice_loss, pixel_cross_entropy
 from domainbed.registry import ALGORITHMS
 
@@ -62,12 +62,8 @@ class UNet(Algorithm):
 
         def model_post_init(self, context: Any) -> None:
             super().model_post_init(context)
-            about_encoder = [key for key in FINE_TUNING if self[key] != type(self).model_fields[key].default]
-            about_encoder += ["pretrained"] * (self.pretrained not in ("auto", "false"))
-            if self.model is None and about_encoder:
-                raise ValueError(
-                    f"{about_encoder[0]} is about a timm encoder, but model = null. Name one, such as model=resnet18"
-                )
+            if self.model is not None and self.timm_model is None:
+                raise ValueError(str(no_pyramid(self.model)))
 
         def encoder_shape(self, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
             """Return the shape to which images are padded."""
@@ -100,7 +96,9 @@ class UNet(Algorithm):
         if h.model is None:
             encoder = ConvPyramid(input_shape[0], h.width, h.depth, h.down)
         else:
-            encoder = TimmPyramid(build_encoder(h, input_shape), h.model)
+            backbone = build_encoder(h, input_shape)
+            assert isinstance(backbone, TimmEncoder), "HParams lets no other one pass"
+            encoder = TimmPyramid(backbone, h.model)
         self.network = UNetwork(encoder, h.width, h.up, num_classes)
 
     @property

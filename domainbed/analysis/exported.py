@@ -113,7 +113,15 @@ def about_model(
         config, meta: of `checkpoint.load_with_meta`.
         outputs: of `outputs_of`.
         licence: of the training images; by default what the data set knows.
+
+    Raises:
+        UserError: the model takes vectors.
     """
+    if len(meta["input_shape"]) == 1:
+        raise UserError(
+            f"the model of {path} takes vectors, but export and predict are for models of images. Load it with "
+            "domainbed.load, or evaluate it on other vectors: python -m domainbed evaluate <run> --data_dir <table>"
+        )
     ((dataset, data),) = config["datasets"].items()
     terms = DATASETS[dataset].terms if dataset in DATASETS else ""
     masks = None

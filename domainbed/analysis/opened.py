@@ -21,7 +21,7 @@ from domainbed import checkpoint
 from domainbed.algorithms.base import Algorithm, handles_labels
 from domainbed.analysis import CHOICES
 from domainbed.analysis.recorded import dataset_settings
-from domainbed.datasets.base import Dataset
+from domainbed.datasets.base import Dataset, refuse_vectors
 from domainbed.datasets.prepare import Images, check_same_classes, check_same_images, prepare
 from domainbed.datasets.splits import SPLITS, TRAIN
 from domainbed.engine import Engine
@@ -226,6 +226,7 @@ def dataset_of(config: dict[str, Any]) -> Dataset:
         UserError: its images are not where they were, or the data set is unknown or of another version.
     """
     cls, hparams = dataset_settings(config["dataset"], config["datasets"][config["dataset"]])
+    refuse_vectors(cls, "what looks at a run looks at its images")
     folder = config["data_dir"]
     folder = user_path(folder).resolve() if folder is not None else None
     if folder is not None and not folder.exists():

@@ -238,6 +238,8 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
         raise UserError("\n".join(faults))
 
     dataset, algorithm = DATASETS[str(dataset_name)], ALGORITHMS[algorithm_name]
+    if dataset.gives_vectors:
+        algorithm.check_takes_vectors(of=dataset.name)
     layers = [Layer(f"data set {dataset_name}", dataset.defaults, shared=True)]
     if recorded is None and script == "train_subset":
         layers.append(Layer(SUBSET_LAYER, {"subset_size": SUBSET_SIZE}))
@@ -251,6 +253,8 @@ def configure(script: str, arguments: Arguments, recorded: Path | None = None) -
     if recorded is not None:
         _check_unchanged(recorded, recorded_layers, resolved)
     hparams = cast(HParams, resolved.models[algorithm.HParams])
+    if dataset.gives_vectors:
+        algorithm.check_takes_vectors(hparams, dataset.name)
     shared_places = {where for where, _ in shared}
     own = {layer.name for layer in layers if layer.place and layer.place not in shared_places} | {COMMAND_LINE}
     idle = [

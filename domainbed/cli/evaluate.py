@@ -83,6 +83,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     if list(images.input_shape) != meta["input_shape"]:
         theirs, ours = (" x ".join(map(str, shape)) for shape in (meta["input_shape"], images.input_shape))
+        if images.are_vectors:
+            raise UserError(f"the model takes vectors of {theirs} numbers, but these are of {ours}. Give others")
         raise UserError(
             f"the model takes images of {theirs} (channels, height, width), but these are {ours}. Leave out image_size "
             "and preprocess: those of the run hold"
@@ -161,12 +163,15 @@ def open_dataset(arguments: argparse.Namespace, config: dict[str, Any], classes:
     if arguments.dataset is None and name == "SyntheticFundus" and arguments.data_dir is not None:
         name = "DR"
     cls = DATASETS[name]
+    if cls.gives_vectors != DATASETS[config["dataset"]].gives_vectors:
+        theirs, ours = ("vectors" if one.gives_vectors else "images" for one in (DATASETS[config["dataset"]], cls))
+        raise UserError(f"the model takes {theirs}, but {name} gives {ours}. Choose another --dataset")
     recorded = next(iter(config["datasets"].values()))
     keep = ("image_size", "preprocess", "augment", "group_pattern") if name != config["dataset"] else recorded
     same = {key: recorded[key] for key in keep if key in recorded and key in cls.HParams.model_fields}
     folder = arguments.data_dir and arguments.data_dir.resolve()
     is_own = name == config["dataset"] and str(folder) == str(config["data_dir"])
-    for key in ("environments",) if is_own else ("environments", "environment", "columns", "root_dir"):
+    for key in ("environments",) if is_own else ("environments", "environment", "columns", "root_dir", "array"):
         same.pop(key, None)  # of the run's own folder or table, not the new camera's
     words = read_arguments(arguments.settings)
     if words.name or words.files:

@@ -67,12 +67,14 @@ def open_dataset(place: str | None, name: str | None, settings: dict[str, Any]) 
     """
     if place is None and name is None:
         raise UserError("explore needs images. Give the folder, as in: python -m domainbed explore <folder>")
+    from domainbed.datasets.base import refuse_vectors
     from domainbed.datasets.tables import SUFFIXES
 
     folder = None if place is None else user_path(place)
     if name is None and folder is not None and folder.suffix.lower() in SUFFIXES:
         name = "Manifest"
     if name is not None:
+        refuse_vectors(DATASETS[name], "explore looks at images")
         return _constructed(DATASETS[name], folder, settings)
     with suppress(UserError):
         return _constructed(DATASETS["DR"], folder, settings)

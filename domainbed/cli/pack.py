@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     settings = configuration.settings
 
     from domainbed.algorithms.base import handles_labels
+    from domainbed.datasets.base import refuse_vectors
     from domainbed.datasets.packed import Store, pack
     from domainbed.datasets.prepare import choose, report_unreadable
     from domainbed.machine import default_cache_dir, default_num_workers
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> int:
     if (check or clear) and not arguments.files and arguments.values.keys() <= {"cache_dir", "num_workers"}:
         return inspect(Store.all(cache_dir), clear, num_workers, as_json, str(cache_dir))
 
+    refuse_vectors(configuration.dataset, "pack decodes images ahead of their runs")
     dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
     if handles_labels(configuration.algorithm) and not (check or clear):
         dataset.check_labelled()

@@ -157,6 +157,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     dataset = configuration.dataset(settings.data_dir, configuration.dataset_hparams)
     for line in dataset.log:
         say(line)
+    dataset.check_for_training()
     targets = choose_targets(script, settings.test_envs, dataset.environments)
     if settings.resume:
         command = first_command(folder / "config.yaml") or command  # the summary shows how the run began
@@ -219,9 +220,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
     try:
         records.log_file(said)
         images = engine.on_main(read_images) or read_images()  # once they are decoded, all find them
-        records.log(
-            f"{settings.dataset}: {len(images.names)} images of {images.input_shape[1]} x {images.input_shape[2]} px"
-        )
+        records.log(f"{settings.dataset}: {images.describe()}")
         for line in images.table():
             records.log(line)
         if images.mask_classes:
@@ -256,7 +255,7 @@ def train(script: str, name: str, argv: list[str], configuration: Configuration)
                 settings=settings,
                 algorithm=configuration.algorithm,
                 hparams=hparams,
-                augment=Augment(configuration.dataset_hparams.augment),
+                augment=Augment(getattr(configuration.dataset_hparams, "augment", ())),
                 images=images,
                 targets=targets or [[]],
                 folder=folder,
@@ -346,7 +345,7 @@ def resolve_automatic(
     settings = settings.model_copy(update=changed)
     if configuration.algorithm.needs_masks:
         hparams = hparams.model_copy(update={"output": mask_output(hparams.output, dataset.chosen_masks())})
-    if has_encoder(hparams):
+    if timm_model(hparams) is not None:
         weights = pretrained.locate(hparams.model, hparams.pretrained)
         try:
             hparams = type(hparams)(**(hparams.model_dump() | {"pretrained": weights.source}))
@@ -355,7 +354,7 @@ def resolve_automatic(
             if weights.warning:
                 reasons = [weights.message, *reasons, f"To have weights: {weights.advice}"]
             raise UserError(". ".join(reasons)) from None
-    elif "pretrained" in type(hparams).model_fields:  # no backbone, so no weights of one
+    elif "pretrained" in type(hparams).model_fields:  # no backbone of timm's, so no weights of one
         hparams = hparams.model_copy(update={"pretrained": "false"})
     for before, now in ((configuration.settings, settings), (configuration.algorithm_hparams, hparams)):
         for key, value in now.model_dump().items():
@@ -366,8 +365,13 @@ def resolve_automatic(
 
 
 def has_encoder(hparams: Any) -> bool:
-    """Return whether an algorithm has a timm backbone, and with it a choice of weights."""
+    """Return whether an algorithm has an encoder that `model` names."""
     return "pretrained" in type(hparams).model_fields and hparams.model is not None
+
+
+def timm_model(hparams: Any) -> str | None:
+    """Return timm's name of an algorithm's backbone, for which there is a choice of weights; None without one."""
+    return getattr(hparams, "timm_model", hparams.model) if has_encoder(hparams) else None
 
 
 def mask_output(output: str, classes: Any) -> str:
@@ -396,7 +400,7 @@ def make_paths_absolute(configuration: Configuration) -> None:
         "plugin": [path.resolve() for path in settings.plugin],
     }
     files = {key: str(Path(run).resolve()) for key in hparams.runs if (run := hparams[key])}
-    if has_encoder(hparams) and pretrained.is_file(hparams.pretrained):
+    if timm_model(hparams) is not None and pretrained.is_file(hparams.pretrained):
         files["pretrained"] = str(Path(hparams.pretrained).absolute())
     configuration.settings = settings.model_copy(update=paths)
     configuration.algorithm_hparams = hparams.model_copy(update=files)

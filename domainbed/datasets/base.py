@@ -1,7 +1,8 @@
-"""What a data set is: environments of images with labels, known before any pixel is read.
+"""What a data set is: environments of images, or of vectors, with labels, known before any pixel is read.
 
 A data set lists its samples (`Sample`: which environment, label, patient, split) when it is constructed, and reads one
-image when asked: decoded, preprocessed, at its final size, as uint8. It holds no torch and no split: who is held out is
+image when asked: decoded, preprocessed, at its final size, as uint8. A data set that `gives_vectors` has an array of
+floats in their place, see `vectors`. It holds no torch and no split: who is held out is
 in `splits`, the decoded copy on disk in `packed`, randomness in `augment`, batches in `loaders`.
 """
 
@@ -62,6 +63,17 @@ def read_file(path: str | os.PathLike[str], preprocess: Preprocess, whole: bool 
     return preprocess(read_image(path, None if whole else preprocess.least_side))[0]
 
 
+def refuse_vectors(dataset: "type[Dataset]", what: str) -> None:
+    """Raise `UserError` for a data set of vectors where only images will do.
+
+    Args:
+        dataset: the class.
+        what: needs images, as the beginning of a sentence: "explore looks at images".
+    """
+    if dataset.gives_vectors:
+        raise UserError(f"{what}, but {dataset.name} gives vectors. Choose a data set of images")
+
+
 class Dataset:
     """Environments of images. Subclasses list `environments`, `classes`, `samples`, and read single images.
 
@@ -92,6 +104,9 @@ class Dataset:
     version: ClassVar[int] = 1
     #: Values for settings of any kind that suit this data set; they win over the defaults of the classes.
     defaults: ClassVar[dict[str, object]] = {}
+    #: Whether its samples are vectors (F,), rows of `array`, in the place of images. It then has none of the settings
+    #: that are about images, and only algorithms that take vectors can learn from it.
+    gives_vectors: ClassVar[bool] = False
     #: Under which terms its images may be used, as their publisher says; empty where it is not known.
     terms: ClassVar[str] = ""
     #: Whether its images are photographs, for which a run says what an encoder with random weights has cost on some.
@@ -108,6 +123,8 @@ class Dataset:
     environments: list[str]
     classes: list[str]
     samples: list[Sample]
+    #: (N, F) float16 or float32, where `gives_vectors`.
+    array: np.ndarray
 
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         self.data_dir, self.hparams = data_dir, hparams
@@ -115,7 +132,8 @@ class Dataset:
         self.log: list[str] = []
         self.notes: list[str] = []
         #: What `read` does to an image; a copy of the data set may have another in its place.
-        self.preprocess = Preprocess(hparams.preprocess, hparams.image_size)
+        if not self.gives_vectors:
+            self.preprocess = Preprocess(hparams.preprocess, hparams.image_size)
 
     @property
     def num_classes(self) -> int:
@@ -123,8 +141,8 @@ class Dataset:
         return len(self.classes)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of every image; (F,) of every vector."""
         return (self.preprocess.channels, self.hparams.image_size, self.hparams.image_size)
 
     @property
@@ -200,6 +218,9 @@ class Dataset:
         names = [self.samples[index].name for index in islice(indices, _NAMES_SHOWN)]
         return ", ".join(names) + (", …" if len(indices) > _NAMES_SHOWN else "")
 
+    def check_for_training(self) -> None:
+        """Raise `UserError` where a model can be evaluated on the data set, but none trained."""
+
     def check_labelled(self) -> None:
         """Raise `UserError` where some images have a label and others have none."""
         bare = [index for index, sample in enumerate(self.samples) if sample.label == UNLABELLED]
@@ -215,12 +236,12 @@ class Dataset:
         Raises:
             UserError: there are no masks, no such kind, too many kinds, or images without a mask.
         """
-        asked = self.hparams.mask_kinds and [plain(kind) for kind in self.hparams.mask_kinds]
         if self.masks is None:
             raise UserError(
                 f"{self.name} has no masks there. Choose a data set that has, such as --dataset FundusSegmentation, or "
                 "a Manifest with a column mask_<kind>; or an algorithm that needs none, such as --algorithm AE"
             )
+        asked = self.hparams.mask_kinds and [plain(kind) for kind in self.hparams.mask_kinds]
         if self.masks.exclusive and asked is not None:
             raise UserError(
                 f"mask_kinds = {','.join(asked)} chooses among kinds, but the masks of {self.name} hold one class for "

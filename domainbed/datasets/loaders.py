@@ -35,7 +35,8 @@ class Raw:
     """What one step needs of one environment, as it is stored.
 
     Attributes:
-        rows: (B,) of the images. labels: (B,). pixels: uint8 (B, C, H, W). planes: uint8 (B, H, W) masks, or None.
+        rows: (B,) of the images. labels: (B,). pixels: uint8 (B, C, H, W), or vectors, float32 (B, F).
+        planes: uint8 (B, H, W) masks, or None.
         params: how they are augmented. second: how they are for a second view, or None.
     """
 
@@ -157,7 +158,7 @@ class TrainLoader:
 
         Args:
             raw: of `read`.
-            to_device: takes uint8 images to float32 in [0, 1] on the device.
+            to_device: takes uint8 images to float32 in [0, 1] on the device, and vectors as they are.
         """
         minibatches = []
         for environment, stored in enumerate(raw):
@@ -221,7 +222,10 @@ class ReadAhead(Generic[T]):
 
 
 def in_order(images: Images, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images uint8 (B, C, H, W), labels (B,) or masks) of some rows, in their order, as they are."""
+    """Yield (images uint8 (B, C, H, W), labels (B,) or masks) of some rows, in their order, as they are.
+
+    Vectors are float32 (B, F).
+    """
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         yield images.pixels(chosen), images.targets(chosen, images.planes(chosen))

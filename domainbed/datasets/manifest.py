@@ -111,7 +111,7 @@ class Manifest(Dataset):
 
     def __init__(self, data_dir: Path | None, hparams: HParams) -> None:
         super().__init__(data_dir, hparams)
-        table = tables.read(_find_table(data_dir))
+        table = tables.read(tables.find(data_dir, NEEDS_TABLE))
         self._root = table.path.parent / user_path(hparams.root_dir or Path())
         if not self._root.is_dir():
             raise UserError(f"root_dir = {hparams.root_dir}: there is no folder {str(self._root)!r}. Give another one")
@@ -395,28 +395,4 @@ NEEDS = (
     "A table needs a column path; environment (a camera or hospital), label, group (a patient), split and mask_<kind> "
     "may follow"
 )
-
-
-def _find_table(data_dir: Path | None) -> Path:
-    needs = "Manifest needs a .csv, .tsv or .json table with the columns path and environment"
-    if data_dir is None:
-        raise UserError(f"{needs}, but no --data_dir is given. Give the path of the table")
-    path = user_path(data_dir)
-    if path.is_file():
-        if path.suffix.lower() in tables.SUFFIXES:
-            return path
-        save = (
-            "Save it as CSV (UTF-8)"
-            if path.suffix.lower() in (".xlsx", ".xls", ".ods")
-            else "Give the path of the table"
-        )
-        raise UserError(f"{needs}, but {str(path)!r} is none. {save}")
-    if not path.is_dir():
-        raise UserError(f"{needs}, but there is no {str(path)!r}. Give the path of the table")
-    found = tables.in_folder(path)
-    if len(found) != 1:
-        holds = ", ".join(p.name for p in found[:_SHOWN]) if found else "none"
-        above = tables.in_folder(path.resolve().parent) if not found else []
-        such = f", such as {str(above[0])!r}" if above else ""
-        raise UserError(f"{needs}, but {str(path)!r} holds {holds}. Give the path of one table{such}")
-    return found[0]
+NEEDS_TABLE = "Manifest needs a .csv, .tsv or .json table with the columns path and environment"

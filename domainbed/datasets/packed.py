@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,6 +42,9 @@ from domainbed.datasets.images import UnreadableImage, digests_remembered_in
 from domainbed.datasets.masks import MaskClasses
 from domainbed.datasets.threads import in_threads
 from domainbed.errors import UserError
+
+if TYPE_CHECKING:
+    from domainbed.datasets.vectors import Vectors
 
 FORMAT = 2
 ROWS, MASKS, INDEX, ABOUT = "rows.u8", "masks.u8", "index", "about.json"
@@ -57,7 +60,7 @@ class Pack:
     """The readable images among those asked for.
 
     Attributes:
-        rows: of N images, (H, W, C) each; N may be 0.
+        rows: of N images, (H, W, C) each, or vectors, (F,) each; N may be 0.
         indices: int64 (N,) index into the data set of every row, in the order asked for.
         contents: `dataset.content` of every row.
         unreadable: (name, reason) of the images left out, in the order asked for.
@@ -65,7 +68,7 @@ class Pack:
         mask_contents: `dataset.mask_content` of every row; empty strings unless asked for.
     """
 
-    rows: "Rows"
+    rows: "Rows | Vectors"
     indices: np.ndarray
     contents: list[str]
     unreadable: list[tuple[str, str]]

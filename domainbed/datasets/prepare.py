@@ -1,5 +1,7 @@
 """From a data set to the images of a run: splits, subset, decoded rows, and the checks that make them trustworthy.
 
+Vectors in the place of images take the same way, but for decoding (`vectors`); what is said of images holds for them.
+
 names and labels -> who is held out (splits) -> subset -> decode once (packed) -> unreadable? -> the same on two sides?
 """
 
@@ -19,6 +21,7 @@ from domainbed.datasets.base import UNLABELLED, Dataset
 from domainbed.datasets.labels import plain
 from domainbed.datasets.masks import MaskClasses
 from domainbed.datasets.packed import Rows, pack
+from domainbed.datasets.vectors import Vectors, take
 from domainbed.errors import UserError
 from domainbed.machine import give_back_freed_memory
 
@@ -31,7 +34,7 @@ class Images:
         environments: names of all environments.
         classes: names of the classes; empty where there are no labels.
         ordinal: whether the classes are ordered.
-        rows: (N, H, W, C) uint8, read from the disk when they are asked for.
+        rows: (N, H, W, C) uint8, or vectors (N, F) float32, read from the disk when they are asked for.
         environment: (N,) int64 indices. labels: (N,) int64. split: (N,) "train", "val" or "test".
         groups: (N,) names of what stays on one side of a split.
         names: (N,) names of the images.
@@ -46,7 +49,7 @@ class Images:
     environments: list[str]
     classes: list[str]
     ordinal: bool
-    rows: Rows | np.ndarray
+    rows: Rows | Vectors | np.ndarray
     environment: np.ndarray
     labels: np.ndarray
     split: np.ndarray
@@ -87,10 +90,28 @@ class Images:
         return text.getvalue()
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+    def are_vectors(self) -> bool:
+        """Whether these are vectors in the place of images."""
+        return len(self.rows.shape) == 2
+
+    @property
+    def noun(self) -> str:
+        """What these are, for messages."""
+        return "vectors" if self.are_vectors else "images"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image, (F,) of a vector."""
+        if self.are_vectors:
+            return (self.rows.shape[1],)
         _, height, width, channels = self.rows.shape
         return channels, height, width
+
+    def describe(self) -> str:
+        """Return how many there are and how large: "500 images of 64 x 64 px", "500 vectors of 384 numbers"."""
+        channels, *size = self.input_shape
+        each = f"{' x '.join(map(str, size))} px" if size else f"{channels} numbers"
+        return f"{len(self.names)} {self.noun} of {each}"
 
     def select(self, environment: int, split: str | None = None) -> np.ndarray:
         """Return the rows of an environment, of one split or of all, in their order."""
@@ -98,7 +119,9 @@ class Images:
         return np.flatnonzero(chosen if split is None else chosen & (self.split == split))
 
     def pixels(self, rows: np.ndarray) -> Tensor:
-        """Return uint8 (B, C, H, W)."""
+        """Return uint8 (B, C, H, W) of images, or float32 (B, F) of vectors."""
+        if self.are_vectors:
+            return torch.from_numpy(np.ascontiguousarray(self.rows[rows], dtype=np.float32))
         return torch.from_numpy(np.ascontiguousarray(self.rows[rows])).permute(0, 3, 1, 2)
 
     def planes(self, rows: np.ndarray) -> Tensor | None:
@@ -140,7 +163,7 @@ class Images:
         for index, name in enumerate(self.environments):
             rows = self.select(index)
             parts = Counter(self.split[rows].tolist())
-            text = f"  {index} {name:<{width}}  {len(rows):>6} images: " + ", ".join(
+            text = f"  {index} {name:<{width}}  {len(rows):>6} {self.noun}: " + ", ".join(
                 f"{parts[part]} {part}" for part in splits.SPLITS if parts[part]
             )
             if self.classes:
@@ -227,7 +250,10 @@ def prepare(
         dataset.check_labelled()
     samples, mask_classes = dataset.samples, dataset.chosen_masks() if with_masks else None
     assigned, chosen = choose(dataset, trial_seed, holdout_fraction, subset_size)
-    packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, report, mask_classes)
+    if dataset.gives_vectors:
+        packed = take(dataset, chosen.tolist())
+    else:
+        packed = pack(dataset, chosen.tolist(), cache_dir, num_workers, report, mask_classes)
     report_unreadable(packed.unreadable, len(chosen), skip_unreadable, report)
     kept = [samples[index] for index in packed.indices]
     split = assigned[packed.indices]

@@ -18,9 +18,11 @@ from typing import Any
 
 from domainbed.datasets.images import IMAGE_SUFFIXES
 from domainbed.errors import UserError
+from domainbed.paths import user_path
 
 #: Files that are read as tables.
 SUFFIXES = (".csv", ".tsv", ".json")
+_SHOWN = 5
 _SEPARATORS = ",;\t"
 _BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-16 begins that of UTF-32
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
@@ -64,6 +66,39 @@ def in_folder(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     except OSError:
         return []
+
+
+def find(data_dir: Path | None, needs: str) -> Path:
+    """Return the table that `--data_dir` names, itself or by the folder that holds it alone.
+
+    Args:
+        data_dir: as given.
+        needs: the beginning of messages: which data set needs what.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    if data_dir is None:
+        raise UserError(f"{needs}, but no --data_dir is given. Give the path of the table")
+    path = user_path(data_dir)
+    if path.is_file():
+        if path.suffix.lower() in SUFFIXES:
+            return path
+        save = (
+            "Save it as CSV (UTF-8)"
+            if path.suffix.lower() in (".xlsx", ".xls", ".ods")
+            else "Give the path of the table"
+        )
+        raise UserError(f"{needs}, but {str(path)!r} is none. {save}")
+    if not path.is_dir():
+        raise UserError(f"{needs}, but there is no {str(path)!r}. Give the path of the table")
+    found = in_folder(path)
+    if len(found) != 1:
+        holds = ", ".join(p.name for p in found[:_SHOWN]) if found else "none"
+        above = in_folder(path.resolve().parent) if not found else []
+        such = f", such as {str(above[0])!r}" if above else ""
+        raise UserError(f"{needs}, but {str(path)!r} holds {holds}. Give the path of one table{such}")
+    return found[0]
 
 
 def read(path: Path) -> Table:

@@ -1,6 +1,7 @@
 """Encoders: from images (B, C, H, W) in [0, 1] to feature vectors (B, F).
 
-`TimmEncoder` is any backbone of timm, `ConvEncoder` a plain convolutional one; `strided` has one of chosen widths. An
+`TimmEncoder` is any backbone of timm, `ConvEncoder` a plain convolutional one; `strided` has one of chosen widths, and
+`plain_encoders` those that `model` may name in the place of timm's. An
 encoder owns the statistics that its weights expect (ImageNet's, for pretrained ones) and applies them itself: nothing
 outside knows of a normalisation. Where weights come from is `pretrained`; what is done with the features is not here.
 """
@@ -22,6 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from domainbed.errors import UserError, did_you_mean
 from domainbed.networks.decoders import FINAL_CHANNELS, MAX_BASE, MAX_CHANNELS
 from domainbed.objectives import rows
+
+#: Names that `model` may have beside timm's, of the encoders in `plain_encoders`.
+PLAIN = ("mlp", "mnist_cnn", "none")
 
 
 class TimmEncoder(nn.Module):
@@ -347,7 +351,7 @@ def check_model(model: str) -> None:
             "pretrained=<file>"
         )
     if not timm.is_model(name):
-        near = did_you_mean(name, timm.list_models()).partition(" known names")[0]
+        near = did_you_mean(name, [*timm.list_models(), *PLAIN]).partition(" known names")[0]
         raise UserError(f"timm has no model named {name!r}{near} timm.list_models() lists all")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
     if tag and tag not in tags:

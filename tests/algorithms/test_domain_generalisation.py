@@ -149,3 +149,10 @@ def test_restart_makes_the_next_step_a_first_one() -> None:
     fresh.train_step(minibatches(seed=1), Stepper(fresh))
     for found, expected in zip(algorithm.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["CORAL", "DANN"])
+def test_a_penalty_on_features_needs_an_encoder(name: str) -> None:
+    with pytest.raises(ValueError, match="model = none has no encoder, .* Use model=mlp"):
+        ALGORITHMS[name]((12,), 3, 2, {"model": "none"})
+    ALGORITHMS[name]((12,), 3, 2, {"model": "mlp"})
