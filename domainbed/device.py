@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from domainbed.errors import UserError
+from domainbed.files import write_atomically
 from domainbed.machine import default_cache_dir
 
 
@@ -81,11 +82,10 @@ def bf16_pays(device: torch.device) -> bool:
     if not isinstance(known, dict) or key not in known:
         seconds = {kind: _seconds_of_convolutions(device, kind == "bf16") for kind in ("float32", "bf16")}
         known = (known if isinstance(known, dict) else {}) | {key: seconds}
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
-            os.replace(draft, path)
+            with write_atomically(path) as draft:
+                draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
     return bool(known[key]["bf16"] < known[key]["float32"])
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainbed.errors import UserError, explain_os_errors, full_disk_explained
+from domainbed.files import write_atomically
 from domainbed.machine import silence
 
 #: Of pictures in TensorBoard, from 0 to 95.
@@ -136,10 +137,8 @@ class Records:
             if (record.get("target"), record.get("seed")) != (target, seed)
             or (record["kind"] != "final" and record.get("step", 0) <= step)
         ]
-        new = self.results.with_name(".results.jsonl.new")
-        with explain_os_errors("writing results.jsonl"):
-            new.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            os.replace(new, self.results)
+        with explain_os_errors("writing results.jsonl"), write_atomically(self.results) as draft:
+            draft.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
     def close(self) -> None:
         """Close log.txt; what a full disk refuses was reported when it was written."""

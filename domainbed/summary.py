@@ -15,13 +15,13 @@ import csv
 import io
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from domainbed.files import write_atomically
 from domainbed.model_selection import PROTOCOLS
 from domainbed.names import printable
 
@@ -421,9 +421,8 @@ class Summary:
             "summary.json": self.json(),
         }
         for name, content in files.items():
-            partial = folder / f".{name}.partial"
-            partial.write_text(content, encoding="utf-8", errors="backslashreplace")  # of names that are no text
-            os.replace(partial, folder / name)
+            with write_atomically(folder / name) as draft:
+                draft.write_text(content, encoding="utf-8", errors="backslashreplace")  # of names that are no text
 
     def _title(self) -> str:
         of = f", {size} images of each environment" if (size := self.run.get("subset_size")) else ""

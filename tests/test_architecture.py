@@ -15,7 +15,7 @@ CHECKOUT = PACKAGE.parent
 
 #: From the lowest level to the highest. A module may import its own level and those below.
 LEVELS = [
-    {"errors", "names", "paths", "registry", "hparams", "settings", "machine"},
+    {"errors", "files", "names", "paths", "registry", "hparams", "settings", "machine"},
     {"objectives", "networks", "pretrained", "minibatch", "device", "kernels"},
     {"datasets", "algorithms"},
     {

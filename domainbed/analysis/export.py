@@ -7,7 +7,6 @@ disagrees with the model is deleted. What a file holds is in `exported`, the car
 """
 
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from domainbed.analysis.extras import require
 from domainbed.analysis.recorded import RecordedRun, dataset_settings
 from domainbed.datasets.images import UnreadableImage
 from domainbed.errors import UserError, explain_os_errors
+from domainbed.files import write_atomically
 from domainbed.networks.encoders import TimmEncoder
 from domainbed.paths import folder_name, user_path
 
@@ -143,26 +143,21 @@ def write(
         UserError: a library is missing, the disk is full, or the file does not agree with the model.
     """
     path = folder / FORMATS[name]
-    partial = folder / f".partial_{path.name}"
     graph = Graph(algorithm, about.outputs).eval()
     if name != "safetensors" and not about.outputs:
         raise UserError(
             f"{about.algorithm} answers nothing for an image alone, so there is no graph to export. Its weights can "
             "be: --to safetensors"
         )
-    try:
-        with explain_os_errors(f"writing {path}"):
-            if name == "safetensors":
-                kept = {key: value for key, value in meta.items() if key != "folder"}
-                kept |= {"run": about.run, "checkpoint": about.checkpoint}
-                checkpoint.export(partial, algorithm, config, kept, {KEY: about.json()})
-                difference = _same_weights(partial, algorithm)
-            else:
-                (_write_onnx if name == "onnx" else _write_program)(partial, graph, about, samples[:2])
-                difference = verify(path, graph, runner(partial, about.outputs), samples)
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with explain_os_errors(f"writing {path}"), write_atomically(path) as draft:
+        if name == "safetensors":
+            kept = {key: value for key, value in meta.items() if key != "folder"}
+            kept |= {"run": about.run, "checkpoint": about.checkpoint}
+            checkpoint.export(draft, algorithm, config, kept, {KEY: about.json()})
+            difference = _same_weights(draft, algorithm)
+        else:
+            (_write_onnx if name == "onnx" else _write_program)(draft, graph, about, samples[:2])
+            difference = verify(path, graph, runner(draft, about.outputs), samples)
     return {"file": path.name, "format": name, "bytes": path.stat().st_size, "difference": difference}
 
 
@@ -311,16 +306,14 @@ def write_encoder(folder: Path, algorithm: Any, about: About, samples: Tensor) -
             "out --part"
         )
     path = folder / ENCODER
-    partial = folder / f".partial_{path.name}"
     metadata = {KEY: about.json(), "part": "encoder", "timm": json.dumps(made)}
     metadata |= {key: json.dumps(getattr(encoder, key).flatten().tolist()) for key in ("mean", "std")}
     state = {key: value.detach().contiguous().clone() for key, value in encoder.backbone.state_dict().items()}
-    try:
-        with explain_os_errors(f"writing {path}"):
-            partial.write_bytes(serialize(state, metadata))
+    with explain_os_errors(f"writing {path}"), write_atomically(path) as draft:
+        draft.write_bytes(serialize(state, metadata))
         backbone = timm.create_model(made["model"], **made["options"]).eval()
         try:
-            backbone.load_state_dict(load_file(partial), strict=True)
+            backbone.load_state_dict(load_file(draft), strict=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the encoder of {about.algorithm} is not a whole {made['model']}: {reason}") from None
@@ -330,9 +323,6 @@ def write_encoder(folder: Path, algorithm: Any, about: About, samples: Tensor) -
         difference = (expected - found).abs().max().item()
         if not difference <= ENCODER_TOLERANCE * max(1.0, expected.abs().max().item()):
             raise UserError(f"{path.name} gives other features in timm, by {difference:.3g}. It was deleted")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     size = path.stat().st_size
     return {"file": path.name, "format": "timm", "bytes": size, "difference": {"features": difference}}
 

@@ -35,6 +35,7 @@ from domainbed.datasets.threads import in_threads
 from domainbed.engine import Engine
 from domainbed.errors import UserError, explain_os_errors
 from domainbed.evaluator import NOISE_SEED
+from domainbed.files import write_atomically
 from domainbed.machine import default_num_workers
 from domainbed.paths import folder_name, user_path
 from domainbed.reconstructions import COLOURS
@@ -468,17 +469,15 @@ def rows_done(out: Path, beside: Path, header: list[str], record: dict[str, Any]
     if rows and rows[0] != header:
         raise UserError(f"{out} has other columns than this model gives. Choose another file with --out")
     if whole != text:
-        partial = out.with_name(f".{out.name}.partial")
-        partial.write_bytes(whole.encode(errors="surrogateescape"))
-        os.replace(partial, out)
+        with write_atomically(out) as draft:
+            draft.write_bytes(whole.encode(errors="surrogateescape"))
     record["non_finite"] = before.get("non_finite", [])
     return {row[0] for row in rows[1:]}
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with write_atomically(path) as draft:
+        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def summarise(out: Path) -> dict[str, Any]:

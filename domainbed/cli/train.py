@@ -1,7 +1,6 @@
 """Train: what `train_all.py` and `train_subset.py` call."""
 
 import json
-import os
 import shlex
 import sys
 from collections import Counter
@@ -25,6 +24,7 @@ from domainbed.cli.configuration import (
 )  # fmt: skip
 from domainbed.datasets.labels import plain
 from domainbed.errors import UserError, did_you_mean, explain_os_errors, full_disk_explained
+from domainbed.files import write_atomically
 from domainbed.hparams import read_yaml
 from domainbed.machine import default_cache_dir, default_num_workers, process_number
 from domainbed.paths import user_path
@@ -447,7 +447,5 @@ def find_environment(text: str, environments: list[str]) -> int:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file of the run's folder, atomically; names of files that are no text are kept byte by byte."""
-    with explain_os_errors(f"writing {path}"):
-        new = path.with_name(f".{path.name}.new")
-        new.write_text(text, encoding="utf-8", errors="surrogateescape")
-        os.replace(new, path)
+    with explain_os_errors(f"writing {path}"), write_atomically(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors="surrogateescape")

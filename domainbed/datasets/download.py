@@ -5,7 +5,6 @@
 A data set asks for it with `download=true` where its files are missing; what the files mean is in its own module.
 """
 
-import contextlib
 import hashlib
 import http.client
 import os
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 import domainbed
 from domainbed.errors import UserError
+from domainbed.files import write_atomically
 
 _TIMEOUT_S = 30  # without a byte
 _BLOCK_BYTES = 1 << 20
@@ -58,28 +58,35 @@ def fetch(remote: RemoteFile, folder: Path) -> Path:
                 "Remove it to have it fetched anew"
             )
         return path
-    part = folder / f".{remote.name}.{os.getpid()}.part"
-    reasons = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for url in remote.urls:
-            try:
-                _download(url, part, remote.name)
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-                reasons.append(f"{url}: {_plain(error)}")
-                continue
-            found = _checksum(part, remote)
-            if found == remote.checksum:
-                os.replace(part, path)
-                return path
-            reasons.append(f"{url}: what came has the checksum {found}, not {remote.checksum}")
+        with write_atomically(path) as draft:
+            _fetch_any(remote, draft)
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror or error}. Give another --data_dir") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    return path
+
+
+def _fetch_any(remote: RemoteFile, draft: Path) -> None:
+    """Write the file from the first of its addresses that has it whole.
+
+    Raises:
+        UserError: none has.
+    """
+    reasons = []
+    for url in remote.urls:
+        try:
+            _download(url, draft, remote.name)
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            reasons.append(f"{url}: {_plain(error)}")
+            continue
+        found = _checksum(draft, remote)
+        if found == remote.checksum:
+            return
+        reasons.append(f"{url}: what came has the checksum {found}, not {remote.checksum}")
     raise UserError(
-        f"can't fetch {remote.name} ({'; '.join(reasons)}). Fetch it on a machine with access and put it into {folder}"
+        f"can't fetch {remote.name} ({'; '.join(reasons)}). Fetch it on a machine with access and put it into "
+        f"{draft.parent}"
     )
 
 

@@ -28,6 +28,7 @@ from PIL.TiffImagePlugin import COLORMAP, TiffImageFile
 
 from domainbed.datasets import formats
 from domainbed.datasets.formats import Samples, UnreadableImage
+from domainbed.files import write_atomically
 
 #: Raise it when a file begins to give other pixels, so that packed rows are made anew.
 VERSION = 2
@@ -236,15 +237,10 @@ class _DigestMemory:
     def save(self) -> None:
         if not self.new:
             return
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         before = [record.tobytes() for record in self._load()]  # another process may have added to it
         kept = [record for record in before if record[:16] not in self.new and self._is_whole(record)]
-        with contextlib.suppress(OSError):
-            try:
-                draft.write_bytes(b"".join([*kept, *self.new.values()]))
-                os.replace(draft, self.path)
-            finally:
-                draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), write_atomically(self.path) as draft:
+            draft.write_bytes(b"".join([*kept, *self.new.values()]))
 
     @staticmethod
     def _is_whole(record: bytes) -> bool:

@@ -42,6 +42,7 @@ from domainbed.datasets.images import UnreadableImage, digests_remembered_in
 from domainbed.datasets.masks import MaskClasses
 from domainbed.datasets.threads import in_threads
 from domainbed.errors import UserError
+from domainbed.files import write_atomically
 
 if TYPE_CHECKING:
     from domainbed.datasets.vectors import Vectors
@@ -403,11 +404,8 @@ class Store:
         count = len(self.records())
         self.folder.mkdir(exist_ok=True)
         if _about(self.folder) is None:
-            draft = self.folder / f".{ABOUT}"
-            with draft.open("w", encoding="utf-8") as about:
-                about.write(json.dumps(self.about, indent=1))
-                _flush(about)
-            os.replace(draft, self.folder / ABOUT)
+            with write_atomically(self.folder / ABOUT) as draft:
+                draft.write_text(json.dumps(self.about, indent=1), encoding="utf-8")
         for name, row_bytes in (self.sizes | {INDEX: _RECORD.itemsize}).items():
             with open(self.folder / name, "ab") as file:
                 file.truncate(count * row_bytes)
