@@ -160,6 +160,8 @@ def step(algorithm, batches):
 
 torch.set_num_threads(1)
 for name in ALGORITHMS:
+    if ALGORITHMS[name].min_domains > 1:  # compares environments, so it is refused in parts
+        continue
     options = {"optimizer": "sgd", "lr": 0.01, **OPTIONS.get(name, {})}
     whole, shared = build(ALGORITHMS[name], **options), build(ALGORITHMS[name], **options)
     engine = Engine("cpu", "float32")
@@ -202,6 +204,6 @@ def test_half_of_a_batch_in_each_of_two_processes_is_the_step_of_the_whole(run, 
         timeout=300,
     )
     for process in range(2):
-        for name in ALGORITHMS:
+        for name in (name for name in ALGORITHMS if ALGORITHMS[name].min_domains == 1):
             assert f"{process} of 2: {name}: same" in done.stdout, done.stdout + done.stderr[-2000:]
         assert f"{process} of 2: statistics differed True, differ False" in done.stdout, done.stderr[-2000:]

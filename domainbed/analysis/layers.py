@@ -33,7 +33,6 @@ from domainbed.datasets.loaders import in_order
 from domainbed.datasets.splits import TRAIN
 from domainbed.engine import Engine
 from domainbed.errors import UserError, explain_os_errors
-from domainbed.minibatch import Minibatch
 
 #: Differences of means beyond so many standard errors are more than noise.
 STANDARD_ERRORS = 3.0
@@ -354,7 +353,7 @@ def _share_without_gradient(run: OpenedRun, rows: np.ndarray, name: str) -> floa
     def share(x: Tensor, y: Tensor) -> dict[str, Tensor]:
         outputs.clear()
         with torch.enable_grad(), watching(run.algorithm, keep):
-            losses = run.algorithm.losses([Minibatch(x, y)])
+            losses = run.algorithm.evaluation_terms(x, y)
             losses["loss"].backward()
         run.algorithm.zero_grad(set_to_none=True)
         gradients = [one.grad for one in outputs if one.grad is not None]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from domainbed.algorithms.base import Algorithm, Encoder, Predictor, Reconstructor, Segmenter, reconstruct_with
 from domainbed.analysis.opened import OpenedRun
-from domainbed.minibatch import Minibatch
 
 #: A weight matrix that changed by a smaller share of its norm has hardly moved: the Adadelta run of docs/results.md,
 #: which learnt nothing, lies at 0.3 to 0.5 %, those that learnt something at 8 % and more. Scales of a norm begin at 1
@@ -76,7 +75,7 @@ class Layer:
 def answers(algorithm: Algorithm, x: Tensor, y: Tensor) -> None:
     """Do what an algorithm can do with images, so that its layers are passed; one that can only learn does that."""
     if not isinstance(algorithm, Reconstructor | Encoder | Predictor | Segmenter):
-        algorithm.losses([Minibatch(x, y)])
+        algorithm.evaluation_terms(x, y)
     if isinstance(algorithm, Reconstructor):
         reconstruct_with(algorithm, x, y)
     elif isinstance(algorithm, Encoder):
@@ -135,7 +134,7 @@ def structure(run: OpenedRun, rows: np.ndarray, before: Algorithm | None) -> lis
 
     def passed(x: Tensor, y: Tensor) -> dict[str, Tensor]:
         with watching(algorithm, keep_shape):  # first for the order: a codebook lies between encoder and decoder
-            algorithm.losses([Minibatch(x, y)])
+            algorithm.evaluation_terms(x, y)
         with watching(algorithm, keep_answering):
             answers(algorithm, x, y)
         return {}

@@ -226,7 +226,7 @@ def test_a_run_goes_on_bit_for_bit_across_the_step_at_which_the_encoder_begins(s
     engines[1].prepare(first, 6)
     train(first, engines[1], 0, stop)
     second = build(ERM, **hparams)
-    with engines[1].judged_weights():
+    with engines[1].average.in_place():
         second.load_state_dict(copy.deepcopy(first.state_dict()))
     state = copy.deepcopy(engines[1].state())
     engines[2].prepare(second, 6)
