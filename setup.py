@@ -15,6 +15,7 @@ ANALYSIS = [
     "scikit-learn>=1.4",  # PCA, t-SNE, neighbours, probes
     "scipy>=1.11",  # t and chi-squared tests
     "umap-learn>=0.5.6",  # UMAP
+    "pandas>=2.0",  # the summary as a table, in Python
 ]
 EXPORT = [
     "onnx>=1.17",

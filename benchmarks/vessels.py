@@ -9,6 +9,7 @@ Trains the same algorithm from the same seed for the same number of steps with e
     vector       latent=vector: latent_dim numbers an image
     published    SyntheticFundus only: VAE_DG's published decoder, which ends at 39 pixels and is stretched
     map          latent=map: latent_channels numbers for each patch
+    laplace, gradient, ms_ssim   with --codes: the map with that likelihood, or that term of structure beside sigma-VAE
     components   principal components of the same patches, as many numbers: what a linear code of this size keeps
 
 by
@@ -48,7 +49,13 @@ NUM_RESAMPLES = 10_000
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = ["image_size=48", "--steps", "4", "batch_size=4", "--subset_size", "10", "latent_channels=4"]
 DRAWN = {"vector": [], "published": ["decoder=published"], "map": ["latent=map", "likelihood=sigma_vae"]}
-REAL = {"map": ["latent=map"], "vector": ["latent=vector"]}
+REAL = {
+    "map": ["latent=map"],
+    "vector": ["latent=vector"],
+    "laplace": ["latent=map", "likelihood=laplace", "sigma=0.01"],
+    "gradient": ["latent=map", "structure=gradient", "structure_weight=1000000"],
+    "ms_ssim": ["latent=map", "structure=ms_ssim", "structure_weight=1000000"],
+}
 Reconstruct = Callable[[np.ndarray], np.ndarray]  # (H, W, C) to (H, W, C), both float32 in [0, 1]
 
 
@@ -58,6 +65,13 @@ def main() -> int:
         "--data_dir", help="photographs to train on, <camera>/<grade>/<image>; default: SyntheticFundus"
     )
     parser.add_argument("--vessels", help="photographs with vessel masks of a camera that is not in data_dir")
+    parser.add_argument(
+        "--codes",
+        nargs="+",
+        default=["map", "vector"],
+        choices=REAL,
+        help="of real photographs; map is always among them",
+    )
     parser.add_argument("--quick", action="store_true", help="end within two minutes; the figures mean nothing")
     parser.add_argument("--results_dir", default="results", help="runs of that name that are there already go on")
     arguments = parser.parse_args()
@@ -65,7 +79,8 @@ def main() -> int:
         parser.error("--data_dir and --vessels belong together: photographs to train on, and others with vessel masks")
     is_real = bool(arguments.data_dir)
     rows: dict[str, dict[str, Any]] = {}
-    for code, settings in (REAL if is_real else DRAWN).items():
+    codes = {code: REAL[code] for code in {"map": None} | dict.fromkeys(arguments.codes)} if is_real else DRAWN
+    for code, settings in codes.items():
         name = f"vessels_{code}" + ("_quick" if arguments.quick else "")
         folder = Path(arguments.results_dir) / "train_output" / ("DR" if is_real else "SyntheticFundus") / name
         command = [name, "--results_dir", arguments.results_dir]

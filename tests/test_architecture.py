@@ -37,6 +37,7 @@ LEVELS = [
     {"analysis"},
     {"fake_gpu", "testing"},
     {"cli", "__main__"},
+    {"api"},
 ]
 #: Neighbours of one level that know nothing of each other.
 STRANGERS = {("datasets", "algorithms"), ("algorithms", "datasets")}

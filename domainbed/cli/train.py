@@ -72,7 +72,19 @@ def run(script: str, argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(help_text(script))
         return 0
-    arguments = read_arguments(argv)
+    name, configuration = configured(script, read_arguments(argv))
+    if configuration.settings.show:
+        print("\n".join(configuration.shown()))
+        return 0
+    return train(script, name, argv, configuration)
+
+
+def configured(script: str, arguments: Arguments) -> tuple[str, Configuration]:
+    """Return the name of the run and all of its settings, of a new run or of the one that goes on.
+
+    Raises:
+        UserError: a mistake in arguments or configuration, or no such run.
+    """
     places = places_before_merging(arguments)
     show, resume = (parsed_early(flag, places) for flag in ("show", "resume"))
     recorded = find_run(arguments, parsed_early("results_dir", places)) / "config.yaml" if resume else None
@@ -80,10 +92,7 @@ def run(script: str, argv: list[str]) -> int:
     configuration = configure(script, arguments, recorded)
     if recorded is not None:  # wherever it was found
         configuration.settings = configuration.settings.model_copy(update={"results_dir": recorded.parents[3]})
-    if show:
-        print("\n".join(configuration.shown()))
-        return 0
-    return train(script, name, argv, configuration)
+    return name, configuration
 
 
 def help_text(script: str) -> str:
