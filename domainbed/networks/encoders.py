@@ -1,7 +1,8 @@
 """Encoders: from images (B, C, H, W) in [0, 1] to feature vectors (B, F).
 
 `TimmEncoder` is any backbone of timm, `ConvEncoder` a plain convolutional one; `strided` has one of chosen widths, and
-`plain_encoders` those that `model` may name in the place of timm's. An
+`plain_encoders` those that `model` may name in the place of timm's. What can be inserted between stages, and the map
+before the pooling, are in `stages`. An
 encoder owns the statistics that its weights expect (ImageNet's, for pretrained ones) and applies them itself: nothing
 outside knows of a normalisation. Where weights come from is `pretrained`; what is done with the features is not here.
 """
@@ -22,13 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed.errors import UserError, did_you_mean
 from domainbed.networks.decoders import FINAL_CHANNELS, MAX_BASE, MAX_CHANNELS
+from domainbed.networks.stages import Stage, StagedEncoder, no_map, no_stages, why_no_places
 from domainbed.objectives import rows
 
 #: Names that `model` may have beside timm's, of the encoders in `plain_encoders`.
 PLAIN = ("mlp", "mnist_cnn", "none")
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(StagedEncoder):
     """A timm backbone without its head, with the normalisation that its weights expect.
 
     Args:
@@ -52,6 +54,7 @@ class TimmEncoder(nn.Module):
         self, model: str, input_shape: tuple[int, int, int], dropout: float = 0.0, drop_path: float = 0.0
     ) -> None:
         super().__init__()
+        self.model, self.input_shape = model, input_shape
         channels = input_shape[0]
         self.num_features: int = feature_width(model, input_shape)
         backbone: Any = create_backbone(model, input_shape, drop_path)
@@ -66,6 +69,27 @@ class TimmEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, F) for images (B, C, H, W) in [0, 1]."""
         features = self.backbone((x - self.mean) / self.std)
+        return features if self.dropout is None else self.dropout(features)
+
+    @property
+    def name(self) -> str:
+        """timm's name of the backbone."""
+        return self.model
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return stage_places(self.model, self.input_shape)
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        return map_shape(self.model, self.input_shape)
+
+    def features_map(self, x: Tensor) -> Tensor:
+        map_shape(self.model, self.input_shape)
+        return self.backbone.forward_features((x - self.mean) / self.std)
+
+    def pool(self, features: Tensor) -> Tensor:
+        features = self.backbone.forward_head(features)
         return features if self.dropout is None else self.dropout(features)
 
     def freeze_batch_norm(self) -> None:
@@ -96,11 +120,16 @@ def stages_of(backbone: Any, model: str) -> dict[str, list[str]]:
     Raises:
         UserError: timm does not say which stages the model has.
     """
+    unknown = UserError(
+        f"timm knows no stages of {model}, so none can be frozen. Use freeze_stages=0, or another model"
+    )
     if not hasattr(backbone, "group_matcher"):
-        raise UserError(
-            f"timm knows no stages of {model}, so none can be frozen. Use freeze_stages=0, or another model"
-        )
-    groups = list(group_parameters(backbone, backbone.group_matcher(coarse=True)).values())
+        raise unknown
+    try:
+        matcher = backbone.group_matcher(coarse=True)
+    except AssertionError:  # as RDNet has it, which groups single blocks alone
+        raise unknown from None
+    groups = list(group_parameters(backbone, matcher).values())
     names = [name for group in groups for name in group]
     return {
         "stem" if index == 0 else _prefix(group[0], set(names) - set(group)): group
@@ -135,6 +164,66 @@ def _freeze_if_batch_norm(module: nn.Module) -> None:
         module.requires_grad_(False)
         module.eval()
         module.train = partial(_stay, module)  # type: ignore[assignment, method-assign]
+
+
+@cache
+def stage_places(model: str, input_shape: tuple[int, int, int]) -> tuple[Stage, ...]:
+    """Return the stages of a timm model behind which a layer can be inserted, without computing any feature.
+
+    They are those of `stages_of`, without such as come after the map of features.
+
+    Raises:
+        UserError: timm doesn't say which stages there are, they are not computed one after the other, or they give no
+            map (C, h, w) and no tokens.
+    """
+    backbone = without_values(model, input_shape)
+    try:
+        names = list(stages_of(backbone, model))[1:]
+        modules = {name: backbone.get_submodule(name) for name in names}
+    except UserError:
+        raise no_stages(model, "timm does not tell its stages apart") from None
+    except AttributeError:  # a stage that begins with a weight of no module
+        raise no_stages(model, "a stage of timm's is no module") from None
+    calls: list[tuple[str, Any, Any]] = []
+    for name, module in modules.items():
+        module.register_forward_hook(partial(_note_call, calls, name))
+    _forward_on_meta(backbone.forward_features, torch.empty(2, *input_shape, device="meta"))
+    called = [name for name, *_ in calls]
+    if not called or called != names[: len(called)]:
+        raise no_stages(model, "they are not computed one after the other")
+    given = [("stem", called[0], calls[0][1]), *((name, name, output) for name, _, output in calls)]
+    for _, _, value in given:
+        if why := why_no_places(value, input_shape[1:]):
+            raise no_stages(model, why)
+    return tuple(
+        Stage(name, f"backbone.{module}", name == "stem", tuple(value.shape[1:])) for name, module, value in given
+    )
+
+
+def _note_call(calls: list[Any], name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+    calls.append((name, arguments[0] if arguments else None, output))
+
+
+@cache
+def map_shape(model: str, input_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Return the shape of a timm model's map of features, (C, h, w) or (N, C) of tokens, without computing any.
+
+    Raises:
+        UserError: the model gives no such map, or pools in another way than from it.
+    """
+    backbone: Any = without_values(model, input_shape)
+    if not hasattr(backbone, "forward_features") or not hasattr(backbone, "forward_head"):
+        raise no_map(model, "timm does not part it from the pooling")
+    features = _forward_on_meta(backbone.forward_features, torch.empty(2, *input_shape, device="meta"))
+    if why := why_no_places(features, input_shape[1:]):
+        raise no_map(model, why)
+    return tuple(features.shape[1:])
+
+
+def _forward_on_meta(forward: Any, x: Tensor) -> Any:
+    with torch.device("meta"), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return forward(x)
 
 
 class Dropout(nn.Module):

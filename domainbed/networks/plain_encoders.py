@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from domainbed.errors import UserError
 from domainbed.networks.encoders import Dropout
+from domainbed.networks.stages import Stage, StagedEncoder
 
 #: Channels and stride of the four convolutions of DomainBed's CNN, and groups of each normalisation.
 CNN_CONVOLUTIONS = ((64, 1), (128, 2), (128, 1), (128, 1))
 CNN_GROUPS = 8
 
 
-class PerceptronEncoder(nn.Module):
+class PerceptronEncoder(StagedEncoder):
     """`model: mlp`: fully connected layers on vectors, or on flattened images.
 
     Args:
@@ -40,12 +41,16 @@ class PerceptronEncoder(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(inputs, width))
         self.num_features = width
 
+    @property
+    def name(self) -> str:
+        return "mlp"
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, F) for vectors (B, D) or images (B, C, H, W)."""
         return self.layers(x)
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(StagedEncoder):
     """`model: mnist_cnn`: four convolutions, each with ReLU and then group normalisation, and the mean over places.
 
     Args:
@@ -57,21 +62,44 @@ class SmallCNN(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...]) -> None:
         super().__init__()
-        stages: list[nn.Module] = []
+        layers: list[nn.Module] = []
         inputs = input_shape[0]
         for outputs, stride in CNN_CONVOLUTIONS:
             convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
-            stages.append(nn.Sequential(convolution, nn.ReLU(), nn.GroupNorm(CNN_GROUPS, outputs)))
+            layers.append(nn.Sequential(convolution, nn.ReLU(), nn.GroupNorm(CNN_GROUPS, outputs)))
             inputs = outputs
-        self.stages = nn.Sequential(*stages)
+        self.layers = nn.Sequential(*layers)
         self.num_features = inputs
+        self._size = input_shape[1:]
+
+    @property
+    def name(self) -> str:
+        return "mnist_cnn"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        found, (height, width) = [], self._size
+        for index, (channels, stride) in enumerate(CNN_CONVOLUTIONS):
+            height, width = -(-height // stride), -(-width // stride)
+            found.append(Stage(f"conv{index + 1}", f"layers.{index}", False, (channels, height, width)))
+        return tuple(found)
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        return self.stages[-1].shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, 128) for images (B, C, H, W)."""
-        return self.stages(x).mean((2, 3))
+        return self.pool(self.features_map(x))
+
+    def features_map(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    def pool(self, features: Tensor) -> Tensor:
+        return features.mean((2, 3))
 
 
-class IdentityEncoder(nn.Module):
+class IdentityEncoder(StagedEncoder):
     """`model: none`: vectors as they are, so that a linear head is a linear probe.
 
     Args:
@@ -84,6 +112,10 @@ class IdentityEncoder(nn.Module):
     def __init__(self, input_shape: tuple[int, ...]) -> None:
         super().__init__()
         (self.num_features,) = input_shape
+
+    @property
+    def name(self) -> str:
+        return "model = none"
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the vectors (B, F)."""

@@ -300,6 +300,21 @@ def test_every_family_of_timm_gives_a_feature_vector_or_is_refused(model):
     assert width == (getattr(backbone, "head_hidden_size", None) or backbone.num_features)
 
 
+@pytest.mark.parametrize("model", [name for name in FAMILIES if timm.is_model(name)])
+def test_every_family_of_timm_has_stages_and_a_map_or_is_refused_by_name(model):
+    side = timm.get_pretrained_cfg(model).input_size[-1]
+    for ask in (encoders.stage_places, encoders.map_shape):
+        try:
+            found = ask(model, (3, side, side))
+        except UserError as error:
+            assert model in str(error) and "\n" not in str(error)
+            continue
+        assert found
+        if ask is encoders.stage_places:
+            names = list(encoders.stages_of(encoders.without_values(model, (3, side, side)), model))
+            assert [stage.name for stage in found] == names[: len(found)] and len(found) > 1
+
+
 def test_every_family_of_timm_is_among_them():
     """Of the version that is installed here, and later ones until they have new families."""
     missing = [module for module in timm.list_modules() if not {*timm.list_models(module=module)} & {*FAMILIES}]

@@ -33,8 +33,8 @@ def test_the_cnn_is_four_convolutions_with_group_norm_behind_relu_and_the_mean_o
     weights = dict(encoder.named_parameters())
     expected = x
     for stage, stride in enumerate((1, 2, 1, 1)):
-        convolution = (weights[f"stages.{stage}.0.weight"], weights[f"stages.{stage}.0.bias"])
-        norm = (weights[f"stages.{stage}.2.weight"], weights[f"stages.{stage}.2.bias"])
+        convolution = (weights[f"layers.{stage}.0.weight"], weights[f"layers.{stage}.0.bias"])
+        norm = (weights[f"layers.{stage}.2.weight"], weights[f"layers.{stage}.2.bias"])
         expected = F.group_norm(F.conv2d(expected, *convolution, stride=stride, padding=1).relu(), 8, *norm)
         assert expected.shape == (4, (64, 128, 128, 128)[stage], *[28 if stage == 0 else 14] * 2)
     torch.testing.assert_close(encoder(x), F.adaptive_avg_pool2d(expected, 1).flatten(1))
