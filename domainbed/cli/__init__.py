@@ -1,6 +1,7 @@
 """From argv to a run. Each command is a file with `main(argv)`; nothing here imports torch before it is needed.
 
 python -m domainbed list [NAME]
+python -m domainbed new <Name>                             a file to start an algorithm of your own from
 python -m domainbed explore <folder>
 python -m domainbed evaluate <run> --data_dir <folder>
 python -m domainbed latents | traverse | layers | errors <run>
@@ -25,6 +26,7 @@ from domainbed.machine import lose_terminal, open_standard_streams, process_numb
 
 COMMANDS = {
     "list": "names of all algorithms and data sets, or the settings of one",
+    "new": "write a file to start an algorithm of your own from",
     "explore": "what is in a folder of images, and how far its environments are apart",
     "evaluate": "figures of a finished run on data that it never saw",
     "latents": "maps and figures of a run's latent codes",
