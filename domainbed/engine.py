@@ -1,4 +1,4 @@
-"""An algorithm on one device in one precision, alone or with other processes, compiled or not; accelerate does the work.
+"""An algorithm on one device in one precision, alone or with other processes; accelerate does the work.
 
 Its step is in `stepping`, the running mean of its weights in `averages`, detours around slow kernels in `kernels`, and
 how the precision is chosen in `device`.

@@ -1,15 +1,18 @@
 """Every registered algorithm keeps every promise of `domainbed.testing`, and each check can fail."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from domainbed import checkpoint
 from domainbed.algorithms.autoencoder import AE
 from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.vae_dg import VAE_DG
+from domainbed.engine import Engine
 from domainbed.hparams import Field, NonNegativeFloat
 from domainbed.registry import ALGORITHMS
 from domainbed.testing import (
@@ -27,6 +30,7 @@ from domainbed.testing import (
     check_runs_on_a_gpu,
     check_save_and_load,
     check_shapes,
+    minibatches,
 )  # fmt: skip
 
 SMALL = {
@@ -285,6 +289,43 @@ def test_what_can_not_be_followed_without_a_gpu_is_a_warning(cls: type[Algorithm
 @pytest.mark.parametrize("cls", [Constant, ReadingGradients])
 def test_what_runs_on_a_gpu_passes(cls: type[Algorithm]) -> None:
     check_runs_on_a_gpu(cls, latent_dim=8)
+
+
+class Adaptive(AE):
+    """Weighs its loss by how often it was asked, which no parameter, buffer or optimiser holds."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.history = {"weights": torch.ones(2), "count": 0}
+
+    def losses(self, minibatches):
+        terms = super().losses(minibatches)
+        if self.training:
+            self.history = {"weights": self.history["weights"] * 1.5, "count": self.history["count"] + 1}
+        return {name: value * self.history["weights"].sum() for name, value in terms.items()}
+
+    def training_state(self):
+        return self.history
+
+    def load_training_state(self, state):
+        self.history = state
+
+
+def test_a_state_of_its_own_is_saved_without_pickle_and_put_back(tmp_path: Path) -> None:
+    check_resume_is_exact(Adaptive, latent_dim=8)
+    algorithm = build(Adaptive, latent_dim=8)
+    engine = Engine("cpu", "float32")
+    engine.prepare(algorithm)
+    algorithm.update(minibatches())
+    checkpoint.save(tmp_path / "last", algorithm, {"step": 1}, engine.state())
+    kept = checkpoint.load_state(tmp_path / "last")["algorithm"]  # with weights_only=True
+    assert kept["count"] == 1 and kept["weights"].tolist() == [1.5, 1.5]
+
+
+def test_without_it_a_resume_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Adaptive, "training_state", lambda self: {})
+    with pytest.raises(AssertionError, match="after a resume these differ"):
+        check_resume_is_exact(Adaptive, latent_dim=8)
 
 
 class Adrift(ERM):
